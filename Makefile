@@ -1,0 +1,43 @@
+# Everything a newcomer needs: `make demo` and `make test`. Both set up .venv on their own.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo demo-train demo-evaluate test check format clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+$(STAMP): pyproject.toml constraints.txt
+	@echo "Setting up $(VENV) (once; a few minutes, mostly the download of torch)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt "torch==$$(sed -n 's/^torch==//p' constraints.txt)"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	@touch $@
+
+demo: $(STAMP)  ## index a made-up corpus with the small model and hold every answer against the truth
+	@$(BIN)/flashvid demo
+
+demo-train: $(STAMP)  ## train the small demo model again, from nothing (up to 90 minutes on two cores)
+	$(BIN)/python -m demo.train
+
+demo-evaluate: $(STAMP)  ## measure the small model on held-out videos, as its card reports
+	$(BIN)/python -m demo.evaluate
+
+test: $(STAMP)  ## run the test suite
+	@$(BIN)/python -m pytest
+
+check: $(STAMP)  ## lint, format, types, import rules
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/python -m pytest tests/test_architecture.py
+
+format: $(STAMP)  ## fix what the linter can fix
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+clean:  ## remove what was built or written by the demo
+	rm -rf out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
