@@ -1,0 +1,256 @@
+"""Qwen2.5-VL: the only file that knows transformers' classes of this family.
+
+Nothing is ever assigned on the model. Hooks exist only inside a ``with``.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
+    apply_rotary_pos_emb,
+    apply_rotary_pos_emb_vision,
+)
+from transformers.vision_utils import get_vision_window_index
+
+from flashvid.compression import CompressedVideo, compress
+from flashvid.config import FlashVidConfig
+from flashvid.saliency import last_query_attention, pool_patches, received_attention
+
+__all__ = ["EncodedVideo", "Qwen25VLAdapter", "needs_saliency"]
+
+# Patches that go through the vision tower at once: about 2 GB of activations in bfloat16 at 7B size.
+_PATCHES_PER_CHUNK = 32768
+
+
+@dataclass(frozen=True)
+class EncodedVideo:
+    """What the vision tower made of a video.
+
+    features: (T, N, D) in the model's dtype, raster order, as the language model would see them.
+    saliency: (T, N) float32, mean attention each token receives in the last block; None when not asked for.
+    """
+
+    features: Tensor
+    saliency: Tensor | None
+
+    def compress(self, config: FlashVidConfig) -> CompressedVideo:
+        """Compress; without saliency only where :func:`needs_saliency` says that it is not read."""
+        saliency = self.saliency
+        if saliency is None and not needs_saliency(config):
+            saliency = torch.zeros(self.features.shape[:2], device=self.features.device)
+        return compress(self.features, saliency, config)
+
+
+def needs_saliency(config: FlashVidConfig) -> bool:
+    """Whether a compression with these settings looks at saliency at all."""
+    return not config.is_bypass and config.token_selection_method != "div"
+
+
+class Qwen25VLAdapter:
+    """Reads a ``Qwen2_5_VLForConditionalGeneration``; never changes it."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        config = model.config
+        self.image_token_id: int = config.image_token_id
+        self.video_token_id: int = config.video_token_id
+        self.merge_size: int = config.vision_config.spatial_merge_size
+        self.patch_size: int = config.vision_config.patch_size
+        self.temporal_patch_size: int = config.vision_config.temporal_patch_size
+        self.tokens_per_second: float = config.vision_config.tokens_per_second
+        self.num_layers: int = config.text_config.num_hidden_layers
+
+    @property
+    def device(self) -> torch.device:
+        """Where prompts and patches have to be."""
+        return self.model.model.visual.device  # type: ignore[no-any-return]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype the vision tower computes in."""
+        return self.model.model.visual.dtype  # type: ignore[no-any-return]
+
+    @property
+    def decoder_layers(self) -> nn.ModuleList:
+        """The language model's layers, first to last."""
+        return self.model.model.language_model.layers  # type: ignore[no-any-return]
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Tokens that end an answer, from the generation config."""
+        eos = self.model.generation_config.eos_token_id
+        return tuple(eos) if isinstance(eos, list | tuple) else () if eos is None else (int(eos),)
+
+    @property
+    def pad_token_id(self) -> int:
+        """What fills finished rows of a batch."""
+        pad = self.model.generation_config.pad_token_id
+        return int(pad) if pad is not None else (self.eos_token_ids or (0,))[0]
+
+    def default_units_per_chunk(self, rows: int, columns: int) -> int:
+        """Temporal units, of rows x columns patches, that the tower takes at once."""
+        return max(1, _PATCHES_PER_CHUNK // (rows * columns))
+
+    @torch.no_grad()
+    def encode_units(
+        self, chunks: Iterable[Tensor], rows: int, columns: int, *, with_saliency: bool
+    ) -> EncodedVideo:
+        """Run the vision tower over chunks of whole temporal units and put the results together.
+
+        Exact, because the tower's attention never leaves a unit. ``chunks``: (units*rows*columns, C*tp*p*p)
+        each; peak memory is that of one chunk plus the features.
+        """
+        features: list[Tensor] = []
+        saliency: list[Tensor] = []
+        for pixels in chunks:
+            units = pixels.shape[0] // (rows * columns)
+            grid = torch.tensor([[units, rows, columns]], device=pixels.device)
+            with self.watch_saliency(grid, with_saliency) as watched:
+                output = self.model.model.get_video_features(pixels, grid, return_dict=True)
+            features.append(output.pooler_output[0].unflatten(0, (units, -1)))
+            saliency.extend(piece.view(units, -1) for piece in watched)
+        return EncodedVideo(torch.cat(features), torch.cat(saliency) if saliency else None)
+
+    def encode_video(
+        self,
+        pixel_values: Tensor,
+        grid: tuple[int, int, int],
+        *,
+        with_saliency: bool = True,
+        units_per_chunk: int | None = None,
+    ) -> EncodedVideo:
+        """Encode one video from its patches; ``grid`` is (units, rows, columns) in patches."""
+        units, rows, columns = grid
+        if pixel_values.shape[0] != units * rows * columns:
+            raise ValueError(
+                f"{pixel_values.shape[0]} patches do not fill the grid {grid}; need {units * rows * columns}"
+            )
+        step = (units_per_chunk or self.default_units_per_chunk(rows, columns)) * rows * columns
+        starts = range(0, len(pixel_values), step)
+        chunks = (pixel_values[start : start + step].to(self.device) for start in starts)
+        return self.encode_units(chunks, rows, columns, with_saliency=with_saliency)
+
+    @torch.no_grad()
+    def encode_images(self, pixel_values: Tensor, image_grid_thw: Tensor) -> list[Tensor]:
+        """Encode images, uncompressed: one (N, D) tensor per image."""
+        grid = image_grid_thw.to(self.device)
+        output = self.model.model.get_image_features(pixel_values.to(self.device), grid, return_dict=True)
+        return list(output.pooler_output)
+
+    @contextmanager
+    def watch_saliency(self, grid: Tensor, enabled: bool = True) -> Iterator[list[Tensor]]:
+        """Inside the ``with``, every pass of the tower over ``grid`` (1, 3) appends its saliency."""
+        found: list[Tensor] = []
+        if not enabled:
+            yield found
+            return
+        visual = self.model.model.visual
+        order, _ = get_vision_window_index(
+            grid,
+            spatial_merge_size=self.merge_size,
+            window_size=visual.window_size,
+            patch_size=self.patch_size,
+        )
+
+        def watch(attention: Any, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
+            received = _vision_saliency(attention, args[0], **kwargs)
+            found.append(pool_patches(received, self.merge_size**2, order))
+
+        handle = visual.blocks[-1].attn.register_forward_pre_hook(watch, with_kwargs=True)
+        try:
+            yield found
+        finally:
+            handle.remove()
+
+    def attention_of(
+        self, attention: Any, hidden: Tensor, rotary: tuple[Tensor, Tensor], query: int
+    ) -> Tensor:
+        """Attention (query+1,) of token ``query`` of the one sequence ``hidden`` (1, S, D), mean over heads.
+
+        Recomputed from the layer's own projections, so it holds for every attention implementation.
+        """
+        seen = hidden[:, : query + 1]
+        heads_shape = (1, -1, attention.head_dim)
+        q = attention.q_proj(seen[:, -1:]).view(1, *heads_shape).transpose(1, 2)
+        k = attention.k_proj(seen).view(*seen.shape[:2], -1, attention.head_dim).transpose(1, 2)
+        cos, sin = (part[:, : query + 1] for part in rotary)
+        q, _ = apply_rotary_pos_emb(q, q, cos[:, -1:], sin[:, -1:])
+        k, _ = apply_rotary_pos_emb(k, k, cos, sin)
+        return last_query_attention(q[0, :, 0], k[0].transpose(0, 1), scaling=attention.scaling)
+
+    def generate(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor,
+        *,
+        videos: Sequence[Tensor] = (),
+        images: Sequence[Tensor] = (),
+        **generate_kwargs: Any,
+    ) -> Any:
+        """The untouched ``model.generate`` with visual features and positions (4, B, S) handed in."""
+        encoded = _encoder_outputs(videos, images)
+        if encoded:
+            generate_kwargs["mm_encoder_outputs"] = encoded
+        return self.model.generate(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            **generate_kwargs,
+        )
+
+    @torch.no_grad()
+    def prefill(self, input_ids: Tensor, position_ids: Tensor, *, videos: Sequence[Tensor]) -> DynamicCache:
+        """Run a prompt's beginning, without padding, and return its key-value cache."""
+        cache = DynamicCache(config=self.model.config)
+        self.model(
+            input_ids=input_ids,
+            position_ids=position_ids,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+            mm_encoder_outputs=_encoder_outputs(videos, ()),
+        )
+        return cache
+
+    @staticmethod
+    def fork_cache(cache: DynamicCache, copies: int) -> DynamicCache:
+        """``copies`` rows that start from one row's cache; the original stays as it is.
+
+        Shares memory where ``copies`` is 1: cache layers replace their tensors, they do not write into them.
+        """
+        fork = copy.copy(cache)
+        fork.layers = [copy.copy(layer) for layer in cache.layers]
+        fork.batch_repeat_interleave(copies)
+        return fork
+
+
+def _encoder_outputs(videos: Sequence[Tensor], images: Sequence[Tensor]) -> dict[str, Any]:
+    named = {"video": videos, "image": images}
+    return {
+        name: BaseModelOutputWithPooling(pooler_output=list(parts))
+        for name, parts in named.items()
+        if len(parts)
+    }
+
+
+def _vision_saliency(
+    attention: Any,
+    hidden: Tensor,
+    cu_seqlens: Tensor,
+    position_embeddings: tuple[Tensor, Tensor],
+    **_: Any,
+) -> Tensor:
+    """Received attention (patches,) of the last vision block, in the tower's window order."""
+    qkv = attention.qkv(hidden).view(hidden.shape[0], 3, attention.num_heads, -1)
+    query, key = apply_rotary_pos_emb_vision(qkv[:, 0], qkv[:, 1], *position_embeddings)
+    return received_attention(query, key, cu_seqlens.diff().tolist(), scaling=attention.scaling)

@@ -1,0 +1,219 @@
+"""The engine answers as the wrapper does, only sharing the work between prompts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from flashvid.answers import VideoInput
+from flashvid.config import FlashVidConfig
+from flashvid.engine import Engine
+from flashvid.frames import VisionSettings, frames_to_patches
+from flashvid.wrapper import flashvid
+from tests.tiny_model import (
+    END,
+    VIDEO,
+    VISION,
+    fingerprint,
+    random_frames,
+    tiny_model,
+    tiny_tokenizer,
+)
+
+PROMPTS = ("what flashes ?", "when", "where a red circle moves ?", "word3 word4 word5 what word9")
+CONFIGS = {
+    "uncompressed": FlashVidConfig(retention_ratio=1.0),
+    "compressed": FlashVidConfig(retention_ratio=0.25, llm_retention_ratio=1.0),
+    "pruned inside": FlashVidConfig(retention_ratio=0.25),
+}
+SECONDS = 0.7
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return tiny_tokenizer()
+
+
+def video(num_frames: int = 12) -> VideoInput:
+    return VideoInput(random_frames(num_frames), SECONDS)
+
+
+def one_by_one(
+    model: Any, tokenizer: Any, config: FlashVidConfig, num_frames: int, new: int
+) -> list[list[int]]:
+    """The new tokens of each prompt from its own call of the wrapper, as a user would make it."""
+    patches, grid = frames_to_patches(random_frames(num_frames), **vars(VISION))
+    wrapped, answers = flashvid(model, config=config), []
+    for prompt in PROMPTS:
+        message = {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": prompt}]}
+        chat = tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
+        chat = chat.replace("<|video_pad|>", " <|video_pad|> " * (int(grid.prod()) // 4))
+        ids = torch.tensor([tokenizer(chat, add_special_tokens=False)["input_ids"]])
+        output = wrapped.generate(
+            ids,
+            pixel_values_videos=patches,
+            video_grid_thw=grid[None],
+            second_per_grid_ts=[2 * SECONDS],
+            max_new_tokens=new,
+            do_sample=False,
+        )
+        answers.append(output[0, ids.shape[1] :].tolist())
+    return answers
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    "settings", [{}, {"max_prompts_per_batch": 3, "max_units_per_chunk": 2}], ids=["", "bounded"]
+)
+def test_equals_the_wrapper_prompt_by_prompt(
+    model: Any, tokenizer: Any, name: str, settings: dict[str, int]
+) -> None:
+    engine = Engine(model, tokenizer, CONFIGS[name], vision=VISION, **settings)
+    answers = engine.answer(video(), PROMPTS, max_new_tokens=6)
+    wanted = one_by_one(model, tokenizer, CONFIGS[name], 12, 6)
+    assert len({tuple(tokens) for tokens in wanted}) > 1  # the prompts matter
+    for generation, tokens in zip(answers.generations, wanted, strict=True):
+        assert generation.text == tokenizer.decode(tokens, skip_special_tokens=True).strip()
+        assert generation.output_tokens == len(tokens)
+        assert generation.finish_reason == ("stop" if tokens[-1] == END else "length")
+
+
+def test_counts_and_seconds(model: Any, tokenizer: Any) -> None:
+    engine = Engine(model, tokenizer, CONFIGS["pruned inside"], vision=VISION)
+    answers = engine.answer(video(), PROMPTS[:2], max_new_tokens=3)
+    assert answers.grid_thw == (6, 8, 6)
+    assert answers.visual_tokens_before == 72
+    assert answers.visual_tokens_after == len(answers.kept) <= 24
+    assert answers.visual_tokens_mean < answers.visual_tokens_after
+    assert bool((answers.kept.diff() > 0).all())
+    assert int(answers.kept.max()) < 72
+    seconds = (
+        answers.encode_seconds,
+        answers.compress_seconds,
+        answers.prefill_seconds,
+        answers.decode_seconds,
+    )
+    assert all(0 < second < 60 for second in seconds)
+    words = len(tokenizer(PROMPTS[0])["input_ids"])
+    assert answers.generations[0].prompt_tokens == answers.visual_tokens_after + words + 7
+
+
+@pytest.mark.parametrize("baseline", [6, 9, 12, 20])
+def test_a_baseline_is_never_exceeded_on_entry(model: Any, tokenizer: Any, baseline: int) -> None:
+    engine = Engine(model, tokenizer, CONFIGS["compressed"], vision=VISION)
+    answers = engine.answer(video(), PROMPTS[:1], max_new_tokens=1, baseline_tokens=baseline)
+    assert answers.visual_tokens_after <= baseline
+    assert answers.visual_tokens_mean == answers.visual_tokens_after
+
+
+@pytest.mark.parametrize("baseline", [6, 9, 12, 18, 30])
+def test_a_baseline_is_never_exceeded_on_average(model: Any, tokenizer: Any, baseline: int) -> None:
+    engine = Engine(model, tokenizer, CONFIGS["pruned inside"], vision=VISION)
+    answers = engine.answer(video(), PROMPTS[:1], max_new_tokens=1, baseline_tokens=baseline)
+    assert answers.visual_tokens_mean <= baseline
+
+
+@pytest.mark.parametrize("num_frames", [1, 2, 3])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_very_short_videos(model: Any, tokenizer: Any, name: str, num_frames: int) -> None:
+    engine = Engine(model, tokenizer, CONFIGS[name], vision=VISION)
+    answers = engine.answer(VideoInput(random_frames(num_frames), 0.0), PROMPTS[:2], max_new_tokens=3)
+    assert answers.grid_thw[0] == -(-num_frames // 2)
+    assert len(answers.generations) == 2
+
+
+@pytest.mark.parametrize("name", ["compressed", "pruned inside"])
+def test_every_prompt_has_its_own_limit(model: Any, tokenizer: Any, name: str) -> None:
+    engine = Engine(model, tokenizer, CONFIGS[name], vision=VISION)
+    limits = [1, 5, 3, 2]
+    answers = engine.answer(video(4), PROMPTS, max_new_tokens=limits)
+    whole = engine.answer(video(4), PROMPTS, max_new_tokens=5)
+    for generation, longest, limit in zip(answers.generations, whole.generations, limits, strict=True):
+        assert generation.output_tokens == min(limit, longest.output_tokens)
+        assert longest.text.startswith(generation.text)
+
+
+def test_numpy_frames_are_as_good(model: Any, tokenizer: Any) -> None:
+    engine = Engine(model, tokenizer, CONFIGS["compressed"], vision=VISION)
+    frames = np.asarray(random_frames(6))
+    frames.flags.writeable = False
+    from_numpy = engine.answer(VideoInput(frames, SECONDS), PROMPTS, max_new_tokens=4)
+    from_torch = engine.answer(VideoInput(random_frames(6), SECONDS), PROMPTS, max_new_tokens=4)
+    assert from_numpy.generations == from_torch.generations
+
+
+def test_the_seconds_between_frames_matter(model: Any, tokenizer: Any) -> None:
+    engine = Engine(model, tokenizer, CONFIGS["uncompressed"], vision=VISION)
+    texts = {
+        engine.answer(VideoInput(random_frames(12), seconds), PROMPTS, max_new_tokens=10).generations
+        for seconds in (0.2, 5.0)
+    }
+    assert len(texts) == 2
+
+
+def test_same_answer_twice_and_an_untouched_model(model: Any, tokenizer: Any) -> None:
+    before = fingerprint(model)
+    engine = Engine(model, tokenizer, CONFIGS["pruned inside"], vision=VISION)
+    first = engine.answer(video(), PROMPTS, max_new_tokens=4)
+    engine.answer(video(4), PROMPTS[:1], max_new_tokens=2)
+    assert engine.answer(video(), PROMPTS, max_new_tokens=4).generations == first.generations
+    assert fingerprint(model) == before
+
+
+def test_prompts_with_placeholders_are_refused(model: Any, tokenizer: Any) -> None:
+    engine = Engine(model, tokenizer, CONFIGS["compressed"], vision=VISION)
+    with pytest.raises(ValueError, match="2 video placeholders"):
+        engine.answer(video(2), ["what <|video_pad|> ?"], max_new_tokens=1)
+
+
+@pytest.mark.parametrize(("prompts", "new"), [([], 3), (["when"], 0), (["when"], [1, 2])])
+def test_nothing_to_do_is_refused(model: Any, tokenizer: Any, prompts: list[str], new: Any) -> None:
+    engine = Engine(model, tokenizer, CONFIGS["compressed"], vision=VISION)
+    with pytest.raises(ValueError, match="need at least one"):
+        engine.answer(video(2), prompts, max_new_tokens=new)
+
+
+@pytest.mark.parametrize("seconds", [-1.0, float("nan"), float("inf")])
+def test_impossible_distances_are_refused(seconds: float) -> None:
+    with pytest.raises(ValueError, match="second_per_frame"):
+        VideoInput(random_frames(2), seconds)
+
+
+def test_other_patch_sizes_are_refused(model: Any, tokenizer: Any) -> None:
+    with pytest.raises(ValueError, match="patch_size=16 but the model has 14"):
+        Engine(model, tokenizer, CONFIGS["compressed"], vision=VisionSettings(patch_size=16))
+
+
+def test_wrong_frames_are_refused(model: Any, tokenizer: Any) -> None:
+    engine = Engine(model, tokenizer, CONFIGS["compressed"], vision=VISION)
+    with pytest.raises(ValueError, match="need \\(T"):
+        engine.answer(VideoInput(torch.zeros(2, 56, 56), 1.0), ["when"], max_new_tokens=1)
+
+
+def test_from_pretrained_is_the_same_engine(model: Any, tokenizer: Any, tmp_path: Any) -> None:
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    limits = '{"size": {"shortest_edge": 784, "longest_edge": 28224}, "patch_size": 14}'
+    (tmp_path / "preprocessor_config.json").write_text(limits)
+    loaded = Engine.from_pretrained(str(tmp_path), config=CONFIGS["compressed"], dtype="float32")
+    assert loaded.vision == VISION
+    built = Engine(model, tokenizer, CONFIGS["compressed"], vision=VISION)
+    wanted = built.answer(video(), PROMPTS, max_new_tokens=4)
+    assert loaded.answer(video(), PROMPTS, max_new_tokens=4).generations == wanted.generations
+
+
+def test_bfloat16_runs(model: Any, tokenizer: Any) -> None:
+    engine = Engine(tiny_model().to(torch.bfloat16), tokenizer, CONFIGS["pruned inside"], vision=VISION)
+    assert len(engine.answer(video(), PROMPTS, max_new_tokens=3).generations) == 4
+
+
+def test_video_placeholder_is_a_single_token(tokenizer: Any) -> None:
+    assert tokenizer("<|video_pad|>")["input_ids"] == [VIDEO]
