@@ -1,0 +1,153 @@
+"""The text around a JobConfig: the YAML file, ``key=value`` overrides, and what is wrong in plain words."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.errors import UserError
+
+__all__ = ["apply_override", "explain", "read_yaml"]
+
+_UNKNOWN = "no such setting"
+_PLAIN = {"extra_forbidden": _UNKNOWN, "unexpected_keyword_argument": _UNKNOWN, "missing": "not given"}
+_MISSING = {
+    "corpus": "corpus.uri=<folder, file or glob of videos>",
+    "output": "output.uri=<folder for the index>",
+    "model": "model.name=<checkpoint folder or hub id>",
+}
+_EXAMPLE = "write section.key=value, e.g. frames.baseline=16"
+
+
+class _NoDuplicates(yaml.SafeLoader):
+    """Refuses a key given twice in one mapping; plain YAML readers drop the first silently."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
+            if key in seen and key is not None:
+                place = key_node.start_mark
+                raise yaml.YAMLError(
+                    f"{key!r} is given twice, again in line {place.line + 1}; keep one of them"
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping in a configuration file; raises UserError where there is none."""
+    try:
+        raw = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_NoDuplicates)
+    except FileNotFoundError:
+        raise UserError(f"no configuration file {str(path)!r}; see configs/ for examples") from None
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"cannot read configuration {str(path)!r}: {error}") from None
+    if not isinstance(raw, dict):
+        kind = "an empty file" if raw is None else type(raw).__name__
+        raise UserError(
+            f"configuration {str(path)!r} must be a mapping of sections, got {kind}; see configs/"
+        )
+    return raw
+
+
+def apply_override(raw: dict[str, Any], override: str) -> None:
+    """Set one dotted key in place. The value is YAML where it looks like it, else text, taken as it stands.
+
+    So ``*.mp4``, ``What is this: a dog?`` and ``item #1`` need no quotes. Raises UserError for a malformed
+    override, and for one that goes below a value that is not a section.
+    """
+    key, equals, text = override.partition("=")
+    *sections, last = key.split(".")
+    if not equals or not all([*sections, last]):
+        raise UserError(f"override {override!r} is not understood; {_EXAMPLE}")
+    place = raw
+    for number, section in enumerate(sections, start=1):
+        below = place.get(section)
+        if below is not None and not isinstance(below, Mapping):
+            above = ".".join(sections[:number])
+            raise UserError(
+                f"override {override!r}: {above} is the value {below!r}, not a section; {_EXAMPLE}"
+            )
+        place[section] = place = dict(below or {})
+    place[last] = _value(override, text)
+
+
+def _value(override: str, text: str) -> Any:
+    structured = text.lstrip().startswith(("[", "{", '"', "'"))
+    try:
+        value = yaml.load(text, Loader=_NoDuplicates) if text.strip() else ""
+    except yaml.YAMLError as error:
+        if structured:
+            why = " ".join(str(error).split())
+            raise UserError(f"override {override!r}: the value is not valid YAML ({why})") from None
+        return text.strip()
+    # Unquoted prose is prose: YAML would cut it at " #", make a mapping of "a: b" and a date of 2026-01-01.
+    return value if structured or value is None or isinstance(value, bool | int | float) else text.strip()
+
+
+def explain(
+    errors: Sequence[Mapping[str, Any]], path: str | Path | None, sections: Mapping[str, Sequence[str]]
+) -> str:
+    """Validation errors as lines that name the key, the value, the rule and the way out.
+
+    errors: as pydantic lists them (loc, type, msg, input). sections: the known keys of every section.
+    """
+    lines = [f"configuration {path} is not valid:" if path else "configuration is not valid:"]
+    for where, texts in _by_place(errors, sections).items():
+        lines.append(f"  {where or '(whole)'}: {' or '.join(dict.fromkeys(texts))}")
+    return "\n".join(lines)
+
+
+def _by_place(
+    errors: Sequence[Mapping[str, Any]], sections: Mapping[str, Sequence[str]]
+) -> dict[str, list[str]]:
+    """Texts by dotted key; the alternatives of one value (text or number) come together."""
+    places: dict[str, list[str]] = {}
+    for item in errors:
+        location = [str(part) for part in item["loc"]]
+        is_union = len(location) > 2 and location[0] in sections and location[1] in sections[location[0]]
+        is_union = is_union and not location[2].isdecimal()
+        where = ".".join(location[:2] if is_union else location)
+        places.setdefault(where, []).append(_text(item, location, sections))
+    return places
+
+
+def _text(item: Mapping[str, Any], location: list[str], sections: Mapping[str, Sequence[str]]) -> str:
+    kind = str(item["type"])
+    if kind == "missing":
+        return f"{_PLAIN[kind]}{_way_out(location)}"
+    if kind in _PLAIN:
+        return f"{_PLAIN[kind]}; {_nearest(location, sections)}"
+    message = str(item["msg"]).removeprefix("Value error, ")
+    # Our own errors name the value already.
+    return message if kind == "value_error" else f"{message}, got {_short(item.get('input'))}{_quote(item)}"
+
+
+def _way_out(location: list[str]) -> str:
+    return f"; add {_MISSING[location[0]]}" if location[0] in _MISSING else ""
+
+
+def _quote(item: Mapping[str, Any]) -> str:
+    is_scalar = item["type"] == "string_type" and not isinstance(
+        item.get("input"), Mapping | list | tuple | None
+    )
+    return "; put it in quotes to mean text" if is_scalar else ""
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _nearest(location: list[str], sections: Mapping[str, Sequence[str]]) -> str:
+    section, inside = location[0], len(location) > 1
+    known = sections.get(section, ()) if inside else sections
+    close = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean {f'{section}.{close[0]}' if inside else close[0]}?"
+    return f"{section} has {', '.join(known)}" if inside else f"sections are {', '.join(known)}"

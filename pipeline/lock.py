@@ -1,0 +1,263 @@
+"""One writer per output: a lock of numbered files, a heartbeat, and a fence for a writer that overslept.
+
+``<output>/_lock/<number>.json`` describes one holder after another; the highest number counts. Acquiring is
+creating the next number exclusively, which a released or stale holder allows; nothing is ever deleted first,
+so two takers cannot both win. The highest file is never removed, only marked as released.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import psutil
+
+from pipeline.errors import PipelineError, UserError
+from pipeline.storage import Storage
+
+__all__ = ["Holder", "LockLostError", "OutputLock", "read_holder"]
+
+_FOLDER = "_lock"
+_POLL_SECONDS = 0.25
+
+
+class LockLostError(PipelineError):
+    """Another run took the output over; this one must stop writing at once."""
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds, or held, the output. Times are seconds since the epoch on the holder's clock."""
+
+    token: str
+    run_id: str
+    host: str
+    boot_id: str
+    pid: int
+    process_started_at: float
+    driver_pid: int
+    driver_started_at: float
+    acquired_at: float
+    heartbeat_at: float
+    released: bool = False
+
+    @property
+    def is_here(self) -> bool:
+        """Whether process numbers of the holder mean something in this process."""
+        return (self.host, self.boot_id) == (socket.gethostname(), _boot_id())
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the holder's process is known to have ended; only knowable on its own host."""
+        return self.is_here and not _is_alive(self.pid, self.process_started_at)
+
+    @property
+    def is_dying(self) -> bool:
+        """Whether the process that drives the holder has ended, so that the holder follows within seconds."""
+        return self.is_here and not _is_alive(self.driver_pid, self.driver_started_at)
+
+    def __str__(self) -> str:
+        age = max(0.0, time.time() - self.heartbeat_at)
+        return f"run {self.run_id} (process {self.pid} on {self.host}, last heartbeat {age:.0f} s ago)"
+
+
+class OutputLock:
+    """The right to write to one output. One object, one acquisition at a time.
+
+    After ``acquire``, the other methods may be called from any thread.
+
+    stale_seconds: a holder without a heartbeat for this long has lost its right; one whose process is known
+    to have ended (same host) has lost it at once.
+    confirm_seconds: how long a stale heartbeat is watched before it is believed, because clocks of two hosts
+    may differ; longer than the holder's heartbeat interval.
+    wait_seconds: how long a live holder is waited for where it is dying or on another host.
+
+    Exclusive as far as ``Storage.create`` is; on stores without a conditional create, ``check`` finds out.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        stale_seconds: float = 60.0,
+        confirm_seconds: float = 12.0,
+        wait_seconds: float = 15.0,
+    ) -> None:
+        self._storage = Storage(uri)
+        self._stale_seconds = stale_seconds
+        self._confirm_seconds = confirm_seconds
+        self._wait_seconds = wait_seconds
+        self._number = 0
+        self._mine: Holder | None = None
+        self._rewriting = threading.Lock()  # a heartbeat that lands after the release would take it back
+
+    @property
+    def holder(self) -> Holder | None:
+        """What this object wrote as the holder; None while it holds nothing."""
+        return self._mine
+
+    def acquire(self, run_id: str, driver_pid: int | None = None) -> None:
+        """Take the output, or raise UserError naming who holds it.
+
+        driver_pid: a process of this host whose end means that this holder ends too; default this process.
+        """
+        deadline = time.monotonic() + self._wait_seconds
+        while not self._try(run_id, driver_pid or os.getpid()):
+            number, holder = _highest(self._storage)
+            # Somebody who came and went, is dying, or may be dead on another host is worth another look.
+            waits = holder is None or holder.released or holder.is_dying or not holder.is_here
+            if not waits or time.monotonic() >= deadline:
+                raise UserError(self._refusal(holder, number))
+            time.sleep(_POLL_SECONDS)
+
+    def heartbeat(self) -> None:
+        """Say that this holder lives; call at least every 10 s. Raises LockLostError after a take-over."""
+        with self._rewriting:
+            self.check()
+            self._rewrite(heartbeat_at=time.time())
+
+    def check(self) -> None:
+        """Raise LockLostError unless this object still holds the output. Cheap; call before a commit."""
+        if self._mine is None:
+            raise LockLostError(f"the lock of {self._storage.uri!r} is not held; call acquire first")
+        number, holder = _highest(self._storage)
+        if number != self._number or holder is None or holder.token != self._mine.token:
+            raise LockLostError(
+                f"{self._storage.uri!r} was taken over by {holder}; this run stops without writing"
+            )
+
+    def release(self) -> None:
+        """Give the output back. Does nothing where it is not held, or was taken over meanwhile."""
+        with self._rewriting:
+            with suppress(LockLostError):
+                self.check()
+                self._rewrite(released=True)
+            self._mine = None
+
+    def _try(self, run_id: str, driver_pid: int) -> bool:
+        number, holder = _highest(self._storage)
+        if number and not self._may_follow(number, holder):
+            return False
+        mine = _myself(run_id, driver_pid)
+        if not self._storage.create(_name(number + 1), _encode(mine)):
+            return False
+        # Between listing and creating, others may have come, gone and tidied up: the highest number counts.
+        if _highest(self._storage)[0] != number + 1:
+            self._storage.delete(_name(number + 1))
+            return False
+        self._number, self._mine = number + 1, mine
+        self._tidy()
+        return True
+
+    def _may_follow(self, number: int, holder: Holder | None) -> bool:
+        if holder is not None and (holder.released or holder.is_gone):
+            return True
+        if holder is not None and not self._looks_stale(holder):
+            return False
+        time.sleep(self._confirm_seconds)
+        return _highest(self._storage) == (number, holder)
+
+    def _looks_stale(self, holder: Holder) -> bool:
+        # A heartbeat from the future is as suspicious as an old one: it is a wrong clock, here or there.
+        return abs(time.time() - holder.heartbeat_at) > self._stale_seconds
+
+    def _rewrite(self, **changes: Any) -> None:
+        assert self._mine is not None  # check() has been called
+        self._mine = replace(self._mine, **changes)
+        self._storage.write(_name(self._number), _encode(self._mine))
+
+    def _tidy(self) -> None:
+        for entry in self._storage.files(_FOLDER):
+            if _number(entry.name) < self._number:
+                self._storage.delete(f"{_FOLDER}/{entry.name}")
+        for leftover in self._storage.leftovers(_FOLDER):
+            self._storage.delete(leftover)
+
+    def _refusal(self, holder: Holder | None, number: int) -> str:
+        return (
+            f"{self._storage.uri!r} is being written by {holder or 'another run'}. One run at a time: wait "
+            f"for it, stop it, or choose another output.uri. If it is dead, its right lapses "
+            f"{self._stale_seconds:.0f} s after its last heartbeat; to override, delete "
+            f"{self._storage.path(_name(number))!r}"
+        )
+
+
+def read_holder(storage: Storage) -> Holder | None:
+    """Who holds an output now; None where nobody does, as far as can be told without waiting."""
+    _, holder = _highest(storage)
+    return None if holder is None or holder.released or holder.is_gone else holder
+
+
+def _highest(storage: Storage) -> tuple[int, Holder | None]:
+    """The highest number and its holder; (0, None) without a lock, holder None for an unreadable file."""
+    number = max((_number(entry.name) for entry in storage.files(_FOLDER)), default=0)
+    data = storage.read(_name(number)) if number else None
+    if data is None:
+        return number, None
+    try:
+        return number, Holder(**json.loads(data))
+    except (ValueError, TypeError):
+        return number, None
+
+
+def _name(number: int) -> str:
+    return f"{_FOLDER}/{number:08d}.json"
+
+
+def _number(name: str) -> int:
+    stem = name.removesuffix(".json")
+    return int(stem) if stem.isdecimal() else 0
+
+
+def _encode(holder: Holder) -> bytes:
+    return json.dumps(asdict(holder), indent=1).encode()
+
+
+def _myself(run_id: str, driver_pid: int) -> Holder:
+    now = time.time()
+    return Holder(
+        token=uuid.uuid4().hex,
+        run_id=run_id,
+        host=socket.gethostname(),
+        boot_id=_boot_id(),
+        pid=os.getpid(),
+        process_started_at=_started_at(os.getpid()),
+        driver_pid=driver_pid,
+        driver_started_at=_started_at(driver_pid),
+        acquired_at=now,
+        heartbeat_at=now,
+    )
+
+
+def _boot_id() -> str:
+    """Names the running kernel and the set of process numbers (containers have their own); "" if unknown."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return f"{file.read().strip()}/{os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
+def _started_at(pid: int) -> float:
+    try:
+        return float(psutil.Process(pid).create_time())
+    except psutil.NoSuchProcess:
+        return 0.0
+
+
+def _is_alive(pid: int, started_at: float) -> bool:
+    """Whether that very process runs; a number given to a newer process does not count."""
+    try:
+        process = psutil.Process(pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return False
+        # Start times are derived from the boot time, which a clock adjustment moves by a little.
+        return bool(abs(process.create_time() - started_at) < 2.0)
+    except psutil.NoSuchProcess:
+        return False

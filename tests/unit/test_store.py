@@ -1,0 +1,334 @@
+"""Committing and reading back: what exists is whole, what is whole is found, by us and by other tools."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import duckdb
+import fsspec
+import pandas
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.errors import Reason, UserError
+from pipeline.lock import LockLostError, OutputLock
+from pipeline.parts import PartBuffer, encode_part
+from pipeline.records import VIDEO_SCHEMA
+from pipeline.storage import Storage
+from pipeline.store import OutputStore
+from tests.unit.samples import FINGERPRINT, make_failure, make_row
+
+
+@pytest.fixture(params=["local", "memory"])
+def uri(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    if request.param == "local":
+        yield str(tmp_path / "out")
+        return
+    root = f"memory://store-{uuid.uuid4().hex}"
+    yield root
+    filesystem, path = fsspec.core.url_to_fs(root)
+    if filesystem.exists(path):
+        filesystem.rm(path, recursive=True)
+
+
+def test_what_was_written_is_read_back(uri: str) -> None:
+    store = OutputStore(uri)
+    assert store.write_rows([make_row(0), make_row(1)]) is not None
+    store.write_rows([make_row(2)])
+    assert store.committed_keys(FINGERPRINT) == {("video-0", "v0"), ("video-1", "v1"), ("video-2", "v2")}
+    assert store.committed_keys("another") == set()
+    assert [row["video_id"] for row in store.iter_rows()] == ["video-0", "video-1", "video-2"]
+
+
+def test_every_field_survives(uri: str) -> None:
+    store, row = OutputStore(uri), make_row(degraded="fewer frames")
+    store.write_rows([row])
+    (back,) = store.iter_rows()
+    assert int(back.pop("indexed_at").timestamp() * 1e6) == pytest.approx(row.indexed_at_us, abs=2)
+    expected = row.to_record()
+    del expected["indexed_at"]
+    assert back == expected
+
+
+def test_nothing_to_write_writes_nothing(uri: str) -> None:
+    store = OutputStore(uri)
+    assert store.write_rows([]) is None
+    assert store.write_failures([]) is None
+    assert store.parts("videos") == []
+    assert store.committed_keys(FINGERPRINT) == set()
+
+
+def test_final_failures_are_those_that_no_row_made_up_for(uri: str) -> None:
+    store = OutputStore(uri)
+    store.write_failures([make_failure(0, is_final=False, reason=Reason.READ_ERROR), make_failure(1)])
+    store.write_failures([make_failure(2), make_failure(3, fingerprint="another")])
+    assert store.final_failures(FINGERPRINT) == {("video-1", "v1"), ("video-2", "v2")}
+    store.write_rows([make_row(2)])
+    assert store.final_failures(FINGERPRINT) == {("video-1", "v1")}
+
+
+def test_a_failure_says_everything(uri: str) -> None:
+    store = OutputStore(uri)
+    store.write_failures([make_failure(details={"decoder": "pyav", "frame": "7"})])
+    (row,) = store.iter_failures()
+    assert (row["stage"], row["reason"], row["is_final"]) == ("decoding", "corrupt", True)
+    assert dict(row["details"]) == {"decoder": "pyav", "frame": "7"}
+
+
+def test_text_that_is_not_unicode_does_not_stop_the_part(uri: str) -> None:
+    """Linux file names may hold any bytes; Python shows the odd ones as lone surrogates."""
+    store = OutputStore(uri)
+    store.write_rows([make_row(0, uri="file:///videos/\udcff.mp4", caption="cut \ud83d"), make_row(1)])
+    first, second = store.iter_rows()
+    assert first["uri"] == "file:///videos/\ufffd.mp4"
+    assert first["caption"] == "cut \ufffd"  # half of a pair, which no file name can hold
+    assert second["uri"] == make_row(1).uri
+
+
+def test_a_value_the_schema_does_not_take_is_refused() -> None:
+    with pytest.raises(pa.ArrowInvalid):
+        encode_part([{**make_row().to_record(), "caption": None}], VIDEO_SCHEMA)
+
+
+def test_the_part_is_zstd_and_of_the_schema_by_hand(tmp_path: Path) -> None:
+    path = OutputStore(str(tmp_path)).write_rows([make_row()])
+    part = pq.ParquetFile(path)
+    assert part.metadata.row_group(0).column(0).compression == "ZSTD"
+    assert part.schema_arrow.equals(VIDEO_SCHEMA)
+
+
+def test_duckdb_and_pandas_open_the_result(tmp_path: Path) -> None:
+    store = OutputStore(str(tmp_path / "out"))
+    store.write_rows([make_row(0), make_row(1)])
+    store.write_rows([make_row(2, answers=(), segments=())])
+    store.write_failures([make_failure(3)])
+    (tmp_path / "out/videos/.part-killed.parquet.1234.tmp").write_bytes(b"half")
+    query = (
+        f"select video_id, answers[1].answer, segments[1].end_seconds from '{tmp_path}/out/videos/*.parquet'"
+    )
+    rows = duckdb.sql(f"{query} order by video_id").fetchall()
+    assert rows == [("video-0", "Red.", 2.5), ("video-1", "Red.", 2.5), ("video-2", None, None)]
+    reason = duckdb.sql(
+        f"select reason, count(*) from '{tmp_path}/out/failures/*.parquet' group by 1"
+    ).fetchall()
+    assert reason == [("corrupt", 1)]
+    assert duckdb.sql(f"select * from '{tmp_path}/out/videos/*.parquet'").columns == VIDEO_SCHEMA.names
+    frame = pandas.read_parquet(tmp_path / "out" / "videos")
+    assert sorted(frame["video_id"]) == ["video-0", "video-1", "video-2"]
+    assert frame["answers"][0][0]["answer"] == "Red."
+
+
+def test_binding_twice_to_the_same_is_fine(uri: str) -> None:
+    store = OutputStore(uri)
+    store.bind(FINGERPRINT, {"frames": {"baseline": 16}})
+    store.bind(FINGERPRINT, {"frames": {"baseline": 16}})
+    binding = store.binding()
+    assert binding is not None
+    assert binding["fingerprint"] == FINGERPRINT
+    assert store.tables() == ("videos",)
+
+
+def test_another_fingerprint_is_refused_with_the_difference(uri: str) -> None:
+    there = {"frames": {"baseline": 16, "fps": 2.0}, "prompts": {"questions": ["a"]}}
+    here = {"frames": {"baseline": 32, "fps": 2.0}, "prompts": {"questions": ["a", "b"]}}
+    OutputStore(uri).bind(FINGERPRINT, there)
+    with pytest.raises(UserError) as error:
+        OutputStore(uri).bind("another", here)
+    text = str(error.value)
+    assert "frames.baseline: 16 there, 32 here" in text
+    assert "prompts.questions[1]: None there, 'b' here" in text
+    assert "fps" not in text
+    assert "output.table=videos_2" in text
+    OutputStore(uri, "videos_2").bind("another", here)
+
+
+def test_rows_of_another_fingerprint_without_a_binding_are_refused(uri: str) -> None:
+    OutputStore(uri).write_rows([make_row()])
+    with pytest.raises(UserError, match="holds rows of fingerprint 0123456789abcdef"):
+        OutputStore(uri).bind("another", {})
+    OutputStore(uri).bind(FINGERPRINT, {})
+
+
+@pytest.mark.parametrize("content", [b"{half", b"[]", b"7", b'{"semantic": {}}'])
+def test_a_broken_binding_is_named(uri: str, content: bytes) -> None:
+    Storage(uri).write("_tables/videos.json", content)
+    with pytest.raises(UserError, match=r"_tables/videos\.json.*restore or delete it"):
+        OutputStore(uri).bind(FINGERPRINT, {})
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1 nothing PAR1"])
+def test_an_unreadable_part_is_named(uri: str, content: bytes) -> None:
+    store = OutputStore(uri)
+    path = store.write_rows([make_row()])
+    assert path is not None
+    Storage(uri).write(f"videos/{path.rsplit('/', 1)[-1]}", content)
+    with pytest.raises(UserError, match=r"part-.*parquet.*move it out of the folder"):
+        store.committed_keys(FINGERPRINT)
+
+
+def test_large_parts_are_read_by_range(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = OutputStore(uri)
+    store.write_rows([make_row(0), make_row(1)])
+    monkeypatch.setattr("pipeline.parts._WHOLE_BYTES", 0)
+    assert len(store.committed_keys(FINGERPRINT)) == 2
+    assert len(list(store.iter_rows())) == 2
+
+
+def test_foreign_files_and_leftovers_are_not_parts(tmp_path: Path) -> None:
+    store = OutputStore(str(tmp_path))
+    store.write_rows([make_row()])
+    (tmp_path / "videos" / "notes.txt").write_text("mine")
+    (tmp_path / "videos" / ".part-x.parquet.abcd.tmp").write_bytes(b"half")
+    assert len(store.parts("videos")) == 1
+    assert store.clean() == 1
+    assert (tmp_path / "videos" / "notes.txt").exists()
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_fenced_writer_commits_nothing(uri: str) -> None:
+    lock = OutputLock(uri)
+    store = OutputStore(uri, fence=lock.check)
+    with pytest.raises(LockLostError):
+        store.write_rows([make_row()])
+    assert store.parts("videos") == []
+
+
+def test_a_commit_that_overslept_is_withdrawn(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check passed, then the process was suspended in the middle of the write, then another took over."""
+    calls = iter([None, LockLostError("taken over")])
+
+    def fence() -> None:
+        if (answer := next(calls)) is not None:
+            raise answer
+
+    store = OutputStore(uri, fence=fence)
+    monkeypatch.setattr("pipeline.store._FENCE_SECONDS", -1.0)
+    with pytest.raises(LockLostError, match="taken over"):
+        store.write_rows([make_row()])
+    assert store.parts("videos") == []
+
+
+def test_a_failed_local_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(source: str, target: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        OutputStore(str(tmp_path)).write_rows([make_row()])
+    assert list((tmp_path / "videos").iterdir()) == []
+
+
+def test_a_lost_put_is_repeated_under_the_same_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store kept the part but its answer got lost: repeating must not double it."""
+    root = f"memory://put-{uuid.uuid4().hex}"
+    store = OutputStore(root)
+    filesystem, _ = fsspec.core.url_to_fs(root)
+    put, calls = type(filesystem).pipe_file, []
+
+    def forgetful(self: object, path: str, value: bytes, **options: object) -> None:
+        put(self, path, value, **options)
+        calls.append(path)
+        if len(calls) == 1:
+            raise OSError("connection reset")
+
+    monkeypatch.setattr(type(filesystem), "pipe_file", forgetful)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    store.write_rows([make_row()])
+    assert len(calls) == 2
+    assert len(list(store.iter_rows())) == 1
+
+
+def test_addresses_nobody_understands() -> None:
+    with pytest.raises(UserError, match="not an address fsspec understands"):
+        OutputStore("nonsense://bucket/out")
+
+
+def test_an_output_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(UserError, match="must be a folder to write to"):
+        OutputStore(str(tmp_path / "out")).write_rows([make_row()])
+
+
+def test_the_run_report_is_replaced_whole(uri: str) -> None:
+    store = OutputStore(uri)
+    store.write_run("run-1", {"run_id": "run-1", "counts": {"listed": 1}})
+    store.write_run("run-1", {"run_id": "run-1", "counts": {"listed": 2}})
+    assert [entry.name for entry in store.storage.files("_runs")] == ["run-1.json"]
+
+
+def test_part_buffer_is_bounded_in_rows_and_seconds() -> None:
+    buffer: PartBuffer[int] = PartBuffer(part_rows=3, part_seconds=10.0)
+    assert not buffer.due(1e9)
+    buffer.add([1, 2], now=100.0)
+    assert not buffer.due(109.9)
+    assert buffer.due(110.0)
+    buffer.add([3, 4], now=101.0)
+    assert buffer.due(101.0)
+    assert buffer.take() == [1, 2, 3]
+    assert not buffer.due(102.0)
+    assert buffer.take() == [4]
+    assert buffer.take() == []
+    assert len(buffer) == 0
+
+
+_WRITER = """
+import sys
+from pipeline.store import OutputStore
+from tests.unit.samples import make_row
+store, number = OutputStore(sys.argv[1]), int(sys.argv[2])
+while True:
+    store.write_rows([make_row(number * 10 + i, caption="x" * 20_000) for i in range(10)])
+    number += 1
+    print("wrote", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_sigkill_in_the_middle_of_commits(tmp_path: Path) -> None:
+    """Whenever the writer dies, every visible part is whole, and what is half written is invisible."""
+    for round_number in range(3):
+        command = [sys.executable, "-c", _WRITER, str(tmp_path), str(round_number * 100_000)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
+            assert child.stdout is not None
+            child.stdout.readline()
+            time.sleep(0.043 * round_number)
+            child.send_signal(signal.SIGKILL)
+        store = OutputStore(str(tmp_path))
+        parts = store.parts("videos")
+        keys = store.committed_keys(FINGERPRINT)
+        assert len(parts) > round_number, "the writer commits before it is killed"
+        assert len(keys) == 10 * len(parts)
+        assert all(len(row["caption"]) == 20_000 for row in store.iter_rows())
+        assert not any(".tmp" in name for (name,) in duckdb_files(tmp_path))
+        store.clean()
+        assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_sigkill_between_the_temporary_file_and_its_name(tmp_path: Path) -> None:
+    """The worst moment, on purpose: all bytes are on disk, the rename has not happened."""
+    code = (
+        "import os, signal, sys\nfrom pipeline.store import OutputStore\n"
+        "from tests.unit.samples import make_row\n"
+        "store = OutputStore(sys.argv[1]); store.write_rows([make_row(0)])\n"
+        "os.replace = lambda *names: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "store.write_rows([make_row(1)])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert len(list((tmp_path / "videos").glob(".*.tmp"))) == 1, "positive control: it died in the middle"
+    store = OutputStore(str(tmp_path))
+    assert store.committed_keys(FINGERPRINT) == {("video-0", "v0")}
+    assert len(duckdb_files(tmp_path)) == 1
+    assert len(pandas.read_parquet(tmp_path / "videos")) == 1
+    assert store.clean() == 1
+
+
+def duckdb_files(root: Path) -> list[tuple[str]]:
+    return duckdb.sql(f"select distinct filename from read_parquet('{root}/videos/*.parquet')").fetchall()

@@ -1,0 +1,211 @@
+"""verify finds each kind of damage, and only that; status tells what is there."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.errors import Reason, UserError
+from pipeline.ledger import Counts
+from pipeline.lock import OutputLock
+from pipeline.store import OutputStore
+from pipeline.verify import status, verify
+from tests.unit.samples import FINGERPRINT, make_failure, make_row
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> OutputStore:
+    """A sound output: three videos listed, two rows, one failure after two attempts, one report."""
+    store = OutputStore(str(tmp_path / "out"))
+    store.bind(FINGERPRINT, {"frames": {"baseline": 16}})
+    store.write_rows([make_row(0)])
+    store.write_rows([make_row(1)])
+    store.write_failures(
+        [make_failure(2, is_final=False, reason=Reason.READ_ERROR), make_failure(2, attempt=2)]
+    )
+    write_report(store, Counts(listed=3, indexed=2, failed=1))
+    return store
+
+
+def write_report(store: OutputStore, counts: Counts, **more: object) -> None:
+    report = {
+        "run_id": "run-1",
+        "fingerprint": FINGERPRINT,
+        "counts": asdict(counts),
+        "exit_status": 0,
+        "finished_at": "2026-01-01T00:00:00+00:00",
+        "config": {"output": {"table": store.table}},
+    }
+    store.write_run(str(more.get("run_id", "run-1")), {**report, **more})
+
+
+def problems(store: OutputStore) -> str:
+    return "\n".join(verify(store.storage.uri, store.table).problems)
+
+
+def test_failures_of_another_table_are_not_this_ones(store: OutputStore) -> None:
+    store.write_failures([make_failure(7, fingerprint="another", run_id="run-2")])
+    report = verify(store.storage.uri)
+    assert (report.ok, report.failures, report.attempts) == (True, 1, 3)
+
+
+def test_a_sound_output_has_no_problem(store: OutputStore) -> None:
+    report = verify(store.storage.uri)
+    assert report.problems == ()
+    assert report.ok
+    assert (report.rows, report.parts, report.failures, report.attempts, report.runs) == (2, 2, 1, 2, 1)
+    assert report.fingerprint == FINGERPRINT
+
+
+def test_a_video_indexed_twice(store: OutputStore) -> None:
+    store.write_rows([make_row(1, run_id="run-2")])
+    assert "videos indexed more than once: video-1 (2 rows)" in problems(store)
+
+
+def test_another_version_is_not_a_duplicate(store: OutputStore) -> None:
+    store.write_rows([make_row(1, version="new", run_id="run-2")])
+    assert problems(store) == ""
+
+
+def test_a_sum_that_does_not_close(store: OutputStore) -> None:
+    write_report(store, Counts(listed=4, indexed=2, failed=1))
+    assert "run run-1 listed 4 videos and accounts for 3" in problems(store)
+
+
+def test_a_run_that_says_it_failed_is_a_note(store: OutputStore) -> None:
+    write_report(store, Counts(listed=4, indexed=2, failed=1), exit_status=3)
+    report = verify(store.storage.uri)
+    assert report.ok
+    assert "listed 4" in report.notes[0]
+
+
+def test_rows_that_the_report_counts_but_no_part_holds(store: OutputStore) -> None:
+    (Path(store.storage.uri) / "videos" / store.parts("videos")[0].name).unlink()
+    assert "reports 2 indexed videos, the parts hold 1 rows" in problems(store)
+
+
+def test_failures_that_the_report_counts_but_no_part_holds(store: OutputStore) -> None:
+    write_report(store, Counts(listed=4, indexed=2, failed=2))
+    assert "reports 2 failed videos, the parts hold 1 final failures" in problems(store)
+
+
+def test_reports_of_other_tables_are_theirs(store: OutputStore) -> None:
+    write_report(store, Counts(listed=9, indexed=9), run_id="run-9", config={"output": {"table": "other"}})
+    assert problems(store) == ""
+
+
+def test_a_broken_report(store: OutputStore) -> None:
+    store.storage.write("_runs/run-1.json", b"{half")
+    assert "run-1.json" in problems(store)
+
+
+def test_a_part_cut_short(store: OutputStore) -> None:
+    path = Path(store.storage.uri) / "videos" / store.parts("videos")[0].name
+    path.write_bytes(path.read_bytes()[:-20])
+    assert f"videos/{path.name} cannot be read" in problems(store)
+
+
+def test_damage_in_the_middle_of_a_part(store: OutputStore) -> None:
+    """The footer is whole, a column is not."""
+    path = Path(store.storage.uri) / "videos" / store.parts("videos")[0].name
+    data = bytearray(path.read_bytes())
+    data[4:60] = b"\xff" * 56
+    path.write_bytes(data)
+    assert f"videos/{path.name} cannot be read" in problems(store)
+
+
+def test_schema_drift(store: OutputStore) -> None:
+    path = Path(store.storage.uri) / "videos" / store.parts("videos")[0].name
+    table = pq.read_table(path)
+    drifted = table.set_column(table.schema.get_field_index("width"), "width", table["width"].cast("int64"))
+    pq.write_table(drifted.drop_columns(["codec"]), path)
+    text = problems(store)
+    assert "width is int64, should be int32" in text
+    assert "codec is absent, should be string" in text
+
+
+def test_foreign_files(store: OutputStore) -> None:
+    (Path(store.storage.uri) / "videos" / "copy of part.parquet").write_bytes(b"")
+    assert "videos/copy of part.parquet" in problems(store)
+
+
+def test_leftovers_are_a_note(store: OutputStore) -> None:
+    (Path(store.storage.uri) / "videos" / ".part-1.parquet.ab.tmp").write_bytes(b"half")
+    report = verify(store.storage.uri)
+    assert report.ok
+    assert "1 temporary files" in report.notes[0]
+
+
+def test_a_failure_after_success(store: OutputStore) -> None:
+    store.write_failures([make_failure(1, run_id="run-2")])
+    assert "failed for good after they were indexed: video-1" in problems(store)
+
+
+def test_a_success_after_failure_is_what_a_retry_is_for(store: OutputStore) -> None:
+    store.write_rows([make_row(2, run_id="run-2")])
+    report = verify(store.storage.uri)
+    assert report.ok
+    assert report.failures == 0
+
+
+def test_a_final_failure_twice_in_one_run(store: OutputStore) -> None:
+    store.write_failures([make_failure(2)])
+    assert "failed for good twice in one run: video-2" in problems(store)
+
+
+def test_rows_of_another_fingerprint(store: OutputStore) -> None:
+    store.write_rows([make_row(7, fingerprint="another", run_id="run-2")])
+    assert f"rows of other fingerprints than {FINGERPRINT}: another (1 rows)" in problems(store)
+
+
+def test_rows_without_a_binding(store: OutputStore) -> None:
+    store.storage.delete("_tables/videos.json")
+    assert "bound to no fingerprint" in problems(store)
+
+
+def test_many_examples_are_cut_short(store: OutputStore) -> None:
+    store.write_rows([make_row(number, run_id="run-2") for number in range(9)])
+    store.write_rows([make_row(number, run_id="run-2") for number in range(2, 9)])
+    assert "and 4 more" in problems(store)
+
+
+def test_nothing_there_is_the_users_mistake(tmp_path: Path, store: OutputStore) -> None:
+    with pytest.raises(UserError, match="there is no output"):
+        verify(str(tmp_path / "elsewhere"))
+    with pytest.raises(UserError, match="tables there: videos"):
+        status(store.storage.uri, "captions")
+
+
+def test_status_counts_what_is_there(store: OutputStore) -> None:
+    store.write_failures([make_failure(0, failed_at_us=0), make_failure(5, reason=Reason.EMPTY_FILE)])
+    found = status(store.storage.uri)
+    assert (found.rows, found.parts, found.tables) == (2, 2, ("videos",))
+    assert found.failures_by_reason == {"corrupt": 1, "empty_file": 1}
+    assert found.last_run is not None
+    assert found.last_run["run_id"] == "run-1"
+    assert found.last_indexed_at is not None
+    assert not found.is_running
+
+
+def test_status_says_who_writes(store: OutputStore) -> None:
+    lock = OutputLock(store.storage.uri)
+    lock.acquire("run-2")
+    found = status(store.storage.uri)
+    assert found.holder is not None
+    assert found.holder.run_id == "run-2"
+    assert "a run is writing now" in verify(store.storage.uri).notes[-1]
+    lock.release()
+    assert not status(store.storage.uri).is_running
+
+
+def test_an_output_of_nothing_but_failures(tmp_path: Path) -> None:
+    store = OutputStore(str(tmp_path))
+    store.bind(FINGERPRINT, {})
+    store.write_failures([make_failure(0)])
+    report = verify(str(tmp_path))
+    assert report.ok
+    assert (report.rows, report.failures) == (0, 1)
+    assert status(str(tmp_path)).failures_by_reason == {"corrupt": 1}
