@@ -1,0 +1,126 @@
+"""The process that decodes: started by decoding.py, killed by it at will, never outliving it.
+
+Requests and replies go through two pipes of their own, so that whatever a decoder prints on stdout or
+stderr cannot be mistaken for a reply. One message is a length (4 bytes, big endian), JSON of that length, and
+for frames the raw bytes of uint8 (T, H, W, 3).
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import os
+import resource
+import signal
+import struct
+import sys
+from typing import Any, BinaryIO
+
+from pipeline.errors import Reason, Stage, VideoError
+
+__all__ = ["main", "read_message", "write_message"]
+
+LENGTH = struct.Struct(">I")
+MAX_LOG_BYTES = 2**20
+_PR_SET_PDEATHSIG = 1
+
+
+def read_message(file: BinaryIO) -> dict[str, Any] | None:
+    """The next message's JSON, or None at the end of the pipe. Blocks."""
+    head = file.read(LENGTH.size)
+    if len(head) < LENGTH.size:
+        return None
+    body = file.read(LENGTH.unpack(head)[0])
+    message: dict[str, Any] = json.loads(body)
+    return message
+
+
+def write_message(file: BinaryIO, message: dict[str, Any], payload: Any = b"") -> None:
+    """Write one message with the bytes that follow it, and flush."""
+    body = json.dumps(message).encode()
+    file.write(LENGTH.pack(len(body)) + body)
+    if len(payload):
+        file.write(payload)
+    file.flush()
+
+
+def main(arguments: list[str]) -> int:
+    """Serve requests until the pipe ends. Returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.decode_child")
+    for name in ("read-fd", "write-fd", "parent", "memory-bytes", "threads"):
+        parser.add_argument(f"--{name}", type=int, required=True)
+    options = parser.parse_args(arguments)
+    _die_with(options.parent)
+    import pipeline.decoders  # noqa: F401  # loaded before the limit: its libraries are not the video's fault
+
+    _limit_memory(options.memory_bytes)
+    with os.fdopen(options.read_fd, "rb") as requests, os.fdopen(options.write_fd, "wb") as replies:
+        write_message(replies, {"ready": True})
+        while (request := read_message(requests)) is not None:
+            _serve(request, replies, options.threads)
+    return 0
+
+
+def _die_with(parent: int) -> None:
+    """Have the kernel kill this process when its parent dies, however it dies."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(0)
+
+
+def _limit_memory(memory_bytes: int) -> None:
+    """At most ``memory_bytes`` of address space on top of the interpreter, and no flood of log lines."""
+    limit = _address_space_bytes() + memory_bytes
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    if hard == resource.RLIM_INFINITY or limit < hard:
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_LOG_BYTES, MAX_LOG_BYTES))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _address_space_bytes() -> int:
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[0]) * resource.getpagesize()
+    except OSError:  # not Linux
+        return 2**30
+
+
+def _serve(request: dict[str, Any], replies: BinaryIO, threads: int) -> None:
+    from pipeline.containers import DecoderRefusedError
+    from pipeline.decoders import read_frames
+    from pipeline.sampling import FrameRequest
+
+    try:
+        wanted = FrameRequest(**request["request"])
+        raw = read_frames(request["path"], request["decoder"], wanted, threads)
+    except VideoError as error:
+        _refuse(replies, error, is_final=True)
+    except DecoderRefusedError as error:
+        _refuse(replies, VideoError(Stage.DECODING, error.reason, str(error)), is_final=False)
+    except MemoryError:
+        message = "decoding needs more memory than decoding.memory_bytes allows"
+        _refuse(replies, VideoError(Stage.DECODING, Reason.OUT_OF_MEMORY, message), is_final=False)
+    else:
+        reply = {
+            "shape": raw.data.shape,
+            "pts_seconds": raw.pts_seconds.tolist(),
+            "source_num_frames": raw.source_num_frames,
+            "duration_seconds": raw.duration_seconds,
+            "width": raw.header.width,
+            "height": raw.header.height,
+            "codec": raw.header.codec,
+            "damage": raw.damage,
+        }
+        write_message(replies, reply, raw.data.reshape(-1).data)
+
+
+def _refuse(replies: BinaryIO, error: VideoError, *, is_final: bool) -> None:
+    reply = {"stage": error.stage.value, "reason": error.reason.value, "message": error.message}
+    write_message(replies, {**reply, "is_final": is_final})
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

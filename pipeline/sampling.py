@@ -1,0 +1,108 @@
+"""Which frames of a video are looked at, and at what size. Plain arithmetic: no decoder, no files."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["FrameRequest", "num_wanted", "pick_frames", "smart_resize"]
+
+MAX_ASPECT_RATIO = 200
+
+
+@dataclass(frozen=True)
+class FrameRequest:
+    """What the model wants to see of every video.
+
+    ``uniform``: ``num_frames`` evenly over the video. ``fps``: ``fps`` per second, at most ``num_frames``
+    (evenly over the whole video then). Sides come out as multiples of ``multiple`` pixels, area within
+    [min_pixels, max_pixels], by ``smart_resize``.
+    """
+
+    sampling: Literal["uniform", "fps"]
+    num_frames: int
+    fps: float
+    min_pixels: int
+    max_pixels: int
+    multiple: int = 28
+
+    def __post_init__(self) -> None:
+        if self.sampling not in ("uniform", "fps"):
+            raise ValueError(f"{self.sampling = } must be 'uniform' or 'fps'")
+        if self.num_frames < 1 or not self.fps > 0:
+            raise ValueError(f"{self.num_frames = } must be >= 1 and {self.fps = } > 0")
+        if not 0 < self.min_pixels <= self.max_pixels:
+            raise ValueError(f"{self.min_pixels = } must be in (0, {self.max_pixels = }]")
+        if self.max_pixels < self.multiple**2:
+            raise ValueError(f"{self.max_pixels = } is less than one cell of {self.multiple}**2 pixels")
+
+    @property
+    def max_bytes(self) -> int:
+        """Most bytes of RGB pixels one video can give. Very long and thin frames may exceed it slightly."""
+        return self.num_frames * self.max_pixels * 3
+
+
+def smart_resize(
+    height: int, width: int, *, multiple: int, min_pixels: int, max_pixels: int
+) -> tuple[int, int]:
+    """(height, width) the model sees, by the rule of Qwen2-VL: multiples of ``multiple``, aspect nearly kept.
+
+    Raises ValueError where one side is more than 200 times the other, as the model's own processor does.
+    """
+    if min(height, width) < 1 or max(height, width) / min(height, width) > MAX_ASPECT_RATIO:
+        raise ValueError(
+            f"a frame of {width}x{height} pixels; sides may differ by {MAX_ASPECT_RATIO}:1 at most"
+        )
+    new_height = round(height / multiple) * multiple
+    new_width = round(width / multiple) * multiple
+    if new_height * new_width > max_pixels:
+        shrink = math.sqrt(height * width / max_pixels)
+        new_height = max(multiple, math.floor(height / shrink / multiple) * multiple)
+        new_width = max(multiple, math.floor(width / shrink / multiple) * multiple)
+    elif new_height * new_width < min_pixels:
+        grow = math.sqrt(min_pixels / (height * width))
+        new_height = math.ceil(height * grow / multiple) * multiple
+        new_width = math.ceil(width * grow / multiple) * multiple
+    return max(multiple, new_height), max(multiple, new_width)
+
+
+def num_wanted(duration_seconds: float, request: FrameRequest) -> int:
+    """Frames asked of a video of this length, before it is known how many it has."""
+    if request.sampling == "uniform":
+        return request.num_frames
+    return min(request.num_frames, max(1, round(duration_seconds * request.fps)))
+
+
+def pick_frames(
+    pts_seconds: NDArray[np.float64], duration_seconds: float, request: FrameRequest
+) -> NDArray[np.int64]:
+    """Indices of the frames to decode, strictly increasing, at most as many as there are.
+
+    pts_seconds: float64 (N,), increasing, first frame at 0. The video is cut into n equal intervals; the
+    frame on screen at the middle of each is taken. With a constant frame rate exactly min(n, N) come out;
+    where one frame stands still over several intervals it is taken once.
+    """
+    total = len(pts_seconds)
+    wanted = num_wanted(duration_seconds, request)
+    if wanted >= total:
+        return np.arange(total, dtype=np.int64)
+    interval = duration_seconds / wanted
+    instants = (np.arange(wanted) + 0.5) * interval
+    shown = np.clip(np.searchsorted(pts_seconds, instants, side="right") - 1, 0, total - 1)
+    spread = _strictly_increasing(shown, total)
+    # Jitter in timestamps can put two instants on one frame: a neighbour will do, one far away would lie.
+    is_near = np.abs(pts_seconds[spread] - instants) <= interval
+    return np.unique(np.where(is_near, spread, shown)).astype(np.int64)
+
+
+def _strictly_increasing(indices: NDArray[np.int64], total: int) -> NDArray[np.int64]:
+    """The nearest strictly increasing sequence at or after ``indices``, pushed back from the end."""
+    steps = np.arange(len(indices))
+    pushed = np.maximum.accumulate(indices - steps) + steps
+    return np.asarray(np.minimum(pushed, total - len(indices) + steps), dtype=np.int64)

@@ -1,0 +1,145 @@
+"""Which frames are picked, and at what size."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize as reference
+
+from pipeline.sampling import FrameRequest, num_wanted, pick_frames, smart_resize
+from pipeline.timeline import Packet, plan_runs, timeline_from_frames, timeline_from_packets
+
+
+def request(sampling: str = "uniform", num_frames: int = 16, fps: float = 2.0) -> FrameRequest:
+    return FrameRequest(sampling, num_frames, fps, 4 * 28 * 28, 200 * 28 * 28)  # type: ignore[arg-type]
+
+
+def constant_rate(total: int, fps: float = 10.0) -> tuple[np.ndarray, float]:
+    return np.arange(total) / fps, total / fps
+
+
+@settings(deadline=None)
+@given(st.integers(1, 400), st.integers(1, 400), st.floats(0.5, 120))
+def test_constant_rate_gives_what_is_asked_or_all_there_is(total: int, wanted: int, fps: float) -> None:
+    seconds, duration = constant_rate(total, fps)
+    chosen = pick_frames(seconds, duration, request(num_frames=wanted))
+    assert len(chosen) == min(total, wanted)
+    assert (np.diff(chosen) > 0).all()
+    assert chosen[0] >= 0
+    assert chosen[-1] < total
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(0.001, 30), min_size=1, max_size=200), st.integers(1, 64))
+def test_variable_rate_stays_true_to_time(gaps: list[float], wanted: int) -> None:
+    """A picked frame is within an interval of the instant it stands for, or is what the screen showed."""
+    seconds = np.concatenate([[0.0], np.cumsum(gaps)])
+    duration = float(seconds[-1]) + 0.04
+    chosen = pick_frames(seconds, duration, request(num_frames=wanted))
+    assert (np.diff(chosen) > 0).all()
+    if wanted >= len(seconds):
+        assert len(chosen) == len(seconds)
+        return
+    interval = duration / wanted
+    instants = (np.arange(wanted) + 0.5) * interval
+    shown = set((np.searchsorted(seconds, instants, side="right") - 1).tolist())
+    for index in chosen:
+        assert int(index) in shown or np.abs(instants - seconds[index]).min() <= interval + 1e-9
+
+
+def test_frames_are_those_on_screen_at_the_middle_of_each_interval() -> None:
+    seconds, duration = constant_rate(100, fps=10.0)
+    assert pick_frames(seconds, duration, request(num_frames=4)).tolist() == [12, 37, 62, 87]
+
+
+def test_a_still_is_taken_once_and_what_moves_is_not_pulled_into_it() -> None:
+    """One slide for 60 s, then 30 frames within 3 s: 16 instants must not turn into 16 frames of the end."""
+    seconds = np.concatenate([[0.0], 60.0 + np.arange(30) / 10])
+    chosen = pick_frames(seconds, 63.0, request(num_frames=16))
+    assert chosen[0] == 0
+    assert len(chosen) <= 4
+
+
+@pytest.mark.parametrize(("duration", "expected"), [(0.1, 1), (5.0, 10), (60.0, 16)])
+def test_fps_is_a_rate_with_a_cap(duration: float, expected: int) -> None:
+    assert num_wanted(duration, request("fps", num_frames=16, fps=2.0)) == expected
+
+
+def test_a_capped_rate_still_covers_the_whole_video() -> None:
+    seconds, duration = constant_rate(1000)
+    chosen = pick_frames(seconds, duration, request("fps", num_frames=10, fps=5.0))
+    assert chosen.tolist() == list(range(50, 1000, 100))
+
+
+@settings(deadline=None)
+@given(st.integers(1, 4000), st.integers(1, 4000))
+def test_size_is_that_of_the_models_own_processor(height: int, width: int) -> None:
+    limits = {"min_pixels": 128 * 28 * 28, "max_pixels": 768 * 28 * 28}
+    try:
+        expected = reference(height, width, factor=28, **limits)
+    except ValueError:
+        with pytest.raises(ValueError, match="200:1"):
+            smart_resize(height, width, multiple=28, **limits)
+        return
+    got = smart_resize(height, width, multiple=28, **limits)
+    # Where the reference rounds a side down to nothing, one cell is the least a model can see.
+    assert got == expected or 0 in expected
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"num_frames": 0}, {"fps": 0.0}, {"min_pixels": 10**9}, {"sampling": "random"}, {"max_pixels": 5}],
+)
+def test_impossible_requests_are_refused(change: dict[str, object]) -> None:
+    fields = {"sampling": "uniform", "num_frames": 4, "fps": 1.0, "min_pixels": 1, "max_pixels": 10**6}
+    with pytest.raises(ValueError, match=r"must be|less than"):
+        FrameRequest(**{**fields, **change})  # type: ignore[arg-type]
+
+
+def packets(total: int, gop: int) -> list[Packet]:
+    return [Packet(100 + 10 * i, 80 + 10 * i, 10, i % gop == 0) for i in range(total)]
+
+
+def test_sparse_frames_are_reached_by_seeking_dense_ones_without() -> None:
+    timeline = timeline_from_packets(packets(1000, gop=50), 0.01)
+    assert timeline is not None
+    sparse = plan_runs(timeline, np.array([10, 510, 515]))
+    assert [run.seek for run in sparse] == [None, 80 + 5000]
+    assert [len(run.targets) for run in sparse] == [1, 2]
+    dense = plan_runs(timeline, np.arange(0, 1000, 10))
+    assert [run.seek for run in dense] == [None]
+
+
+@settings(deadline=None)
+@given(st.integers(1, 300), st.integers(1, 60), st.data())
+def test_runs_reach_every_frame_once_and_in_order(total: int, gop: int, data: st.DataObject) -> None:
+    timeline = timeline_from_packets(packets(total, gop), 0.01)
+    assert timeline is not None
+    chosen = np.array(sorted(data.draw(st.sets(st.integers(0, total - 1), min_size=1))))
+    runs = plan_runs(timeline, chosen)
+    assert [target for run in runs for target in run.targets] == timeline.stamps[chosen].tolist()
+    assert all(run.seek is None or run.seek <= run.targets[0] for run in runs)
+
+
+def test_packets_in_decode_order_or_without_times() -> None:
+    reordered = [
+        Packet(0, -2, 1, True),
+        Packet(3, -1, 1, False),
+        Packet(1, 0, 1, False),
+        Packet(2, 1, 1, False),
+    ]
+    timeline = timeline_from_packets(reordered, 0.5)
+    assert timeline is not None
+    assert timeline.seconds.tolist() == [0.0, 0.5, 1.0, 1.5]
+    assert timeline.duration_seconds == 2.0
+    assert timeline_from_packets([Packet(None, 0, 1, True)], 0.5) is None
+    assert timeline_from_packets([Packet(7, 0, 1, True), Packet(7, 1, 1, False)], 0.5) is None
+    assert timeline_from_packets([], 0.5) is None
+
+
+def test_frames_without_times_are_timed_by_the_rate() -> None:
+    assert timeline_from_frames([None, None, None], 4.0).seconds.tolist() == [0.0, 0.25, 0.5]
+    assert timeline_from_frames([5.0, 5.1, 5.4], 4.0).seconds.tolist() == pytest.approx([0.0, 0.1, 0.4])
+    assert timeline_from_frames([0.0, 0.0], 4.0).seconds.tolist() == [0.0, 0.25]
