@@ -1,0 +1,124 @@
+"""Every Prometheus metric, declared once. Label values come from closed sets only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, start_http_server
+
+from pipeline.records import Failure, Reason, UserError, VideoRow
+
+if TYPE_CHECKING:
+    from pipeline.ledger import Counts
+
+__all__ = ["QUEUE_STATES", "STAGES", "WORKER_STATES", "Metrics"]
+
+STAGES = ("decode", "encode", "compress", "prefill", "text_decode")
+QUEUE_STATES = ("pending", "leased", "suspect")
+WORKER_STATES = ("starting", "ready", "left", "lost")
+_SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
+
+
+class Metrics:
+    """The metrics of one run, in a registry of their own: two runs in one process do not mix.
+
+    ``failures_total`` counts attempts (rows of ``failures/``); ``videos_total`` counts videos, once each.
+    """
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._server: Any = None
+        self._declare_counters()
+        self._declare_gauges()
+
+    def _declare_counters(self) -> None:
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"flashvid_{name}", text, labels, registry=self.registry)
+
+        self.videos = counter("videos", "Videos with a final state", "status")
+        self.failures = counter("failures", "Failed attempts", "reason")
+        self.frames_decoded = counter("frames_decoded", "Frames that reached the model")
+        self.visual_tokens = counter("visual_tokens", "Visual tokens, before and after compression", "stage")
+        self.output_tokens = counter("output_tokens", "Generated tokens")
+        self.gpu_wait_seconds = counter("gpu_wait_seconds", "Workers waiting for decoded frames")
+        self.gpu_busy_seconds = counter("gpu_busy_seconds", "Workers running the model")
+        self.stage_seconds = Histogram(
+            "flashvid_stage_duration_seconds",
+            "Time per video and stage",
+            ("stage",),
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        for metric, values in (
+            (self.videos, ("indexed", "failed", "skipped")),
+            (self.failures, tuple(reason.value for reason in Reason)),
+            (self.visual_tokens, ("before", "after")),
+            (self.stage_seconds, STAGES),
+        ):
+            for value in values:  # a series that exists from the start can be used in rate()
+                metric.labels(value)
+
+    def _declare_gauges(self) -> None:
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"flashvid_{name}", text, labels, registry=self.registry)
+
+        self.queue_videos = gauge("queue_videos", "Videos not final yet", "state")
+        self.workers = gauge("workers", "Workers", "state")
+        self.lease_age_seconds = gauge("lease_age_seconds", "Age of the oldest lease held")
+        self.part_rows = gauge("part_rows", "Rows in the last committed part")
+        self.last_commit = gauge("last_commit_timestamp_seconds", "Unix time of the last committed part")
+        self.last_success = gauge("last_success_timestamp_seconds", "Unix time of the last indexed video")
+        self.info = Info("flashvid", "The run", registry=self.registry)
+
+    def row(self, row: VideoRow) -> None:
+        """Count one indexed video."""
+        self.videos.labels("indexed").inc()
+        self.frames_decoded.inc(row.num_frames)
+        self.visual_tokens.labels("before").inc(row.visual_tokens_before)
+        self.visual_tokens.labels("after").inc(row.visual_tokens_after)
+        self.output_tokens.inc(row.output_tokens)
+        self.last_success.set(row.indexed_at_us / 1e6)
+        for stage in STAGES:
+            self.stage_seconds.labels(stage).observe(getattr(row, f"{stage}_seconds"))
+
+    def failure(self, failure: Failure) -> None:
+        """Count one failed attempt, and the video where it was the last."""
+        self.failures.labels(failure.reason.value).inc()
+        if failure.is_final:
+            self.videos.labels("failed").inc()
+
+    def skipped(self) -> None:
+        """Count one video that an earlier run settled."""
+        self.videos.labels("skipped").inc()
+
+    def committed(self, num_rows: int, unix_seconds: float) -> None:
+        """Note a part that was committed."""
+        self.part_rows.set(num_rows)
+        self.last_commit.set(unix_seconds)
+
+    def observe(self, counts: Counts, workers: Mapping[str, int], oldest_lease_seconds: float) -> None:
+        """Set what is a level rather than a count."""
+        for state in QUEUE_STATES:
+            self.queue_videos.labels(state).set(getattr(counts, state))
+        for state in WORKER_STATES:
+            self.workers.labels(state).set(workers.get(state, 0))
+        self.lease_age_seconds.set(oldest_lease_seconds)
+
+    def serve(self, host: str, port: int) -> int:
+        """Start the endpoint; the port it listens on (port 0 takes a free one). UserError if it is taken."""
+        try:
+            self._server, _ = start_http_server(port, addr=host, registry=self.registry)
+        except OSError as error:
+            raise UserError(
+                f"cannot serve metrics on metrics.host={host} metrics.port={port}: {error}; "
+                "metrics.port=0 takes a free port, metrics.port=null switches the endpoint off"
+            ) from None
+        return int(self._server.server_port)
+
+    def close(self) -> None:
+        """Stop the endpoint. May be called again."""
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+            self._server = None

@@ -1,0 +1,89 @@
+"""What the coordinator and its workers say to each other: plain values, and the calls as a Protocol."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from pipeline.ledger import Key, Lease, LeasedVideo
+from pipeline.records import Failure, VideoError, VideoRow
+
+__all__ = ["CoordinatorHandle", "LeaseReply", "Run", "WorkerSeconds"]
+
+
+_MESSAGE_CHARS = 2000  # libraries put whole dumps into their errors; a row stays small
+
+
+@dataclass(frozen=True)
+class Run:
+    """What names a run: its id, its job's fingerprint, its model's revision, the process that drives it."""
+
+    run_id: str
+    fingerprint: str
+    model_revision: str
+    driver_pid: int
+
+    def failure(
+        self, item: LeasedVideo, error: VideoError, worker_id: str, *, is_final: bool = False
+    ) -> Failure:
+        """One failed attempt, as of now. Only the coordinator knows whether it is final."""
+        return Failure(
+            video_id=item.ref.video_id,
+            uri=item.ref.uri,
+            version=item.ref.version,
+            stage=error.stage,
+            reason=error.reason,
+            message=error.message[:_MESSAGE_CHARS],
+            attempt=item.attempt,
+            is_final=is_final,
+            fingerprint=self.fingerprint,
+            run_id=self.run_id,
+            failed_at_us=time.time_ns() // 1000,
+            worker_id=worker_id,
+        )
+
+
+@dataclass(frozen=True)
+class LeaseReply:
+    """Work, or none: ``done`` says that none will come, else ask again after ``wait_seconds``."""
+
+    lease: Lease | None
+    done: bool = False
+    wait_seconds: float = 0.5
+
+
+@dataclass(frozen=True)
+class WorkerSeconds:
+    """Seconds since the worker's last push that it waited for frames, and that it ran the model."""
+
+    gpu_wait: float = 0.0
+    gpu_busy: float = 0.0
+
+
+class CoordinatorHandle(Protocol):
+    """What a worker may ask of the coordinator. Calls block, and raise where the coordinator is gone."""
+
+    def register(self, worker_id: str) -> None:
+        """The process has started and loads the model."""
+
+    def ready(self, worker_id: str) -> None:
+        """The model is loaded."""
+
+    def lease(self, worker_id: str, max_videos: int) -> LeaseReply:
+        """Up to ``max_videos`` videos, or when to ask again, or that the worker can leave."""
+        ...
+
+    def started(self, worker_id: str, key: Key) -> bool:
+        """The worker is about to touch a video; False where it no longer holds it and must leave it alone."""
+        ...
+
+    def push(
+        self, worker_id: str, rows: Sequence[VideoRow], failures: Sequence[Failure], seconds: WorkerSeconds
+    ) -> bool:
+        """Hand results over; also the heartbeat. False: start nothing more and leave."""
+        ...
+
+    def leave(self, worker_id: str) -> None:
+        """The worker ends of its own accord."""

@@ -1,0 +1,172 @@
+"""Whole runs on a real Ray: every file accounted for, exactly once, whatever is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.request import urlopen
+
+import psutil
+import pytest
+
+from pipeline.cluster import _session, run_job
+from pipeline.config import JobConfig
+from pipeline.report import Progress, RunReport
+from pipeline.store import OutputStore
+from tests.integration.conftest import NUM_GOOD, ROOT, make_config
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+GOOD = [f"good{number}.mp4" for number in range(NUM_GOOD)]
+BAD = {"empty.mp4": "empty_file", "text.mp4": "corrupt", "truncated.mp4": "corrupt"}
+
+DRIVER = """
+import sys
+from pathlib import Path
+from pipeline.cluster import run_job
+from tests.integration.conftest import make_config
+run_job(make_config(Path(sys.argv[1]), Path(sys.argv[2])), on_progress=lambda progress: None)
+"""
+
+
+@pytest.fixture(scope="module")
+def ray_session(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One Ray for the module; the driver starts it as it does for a user."""
+    with _session(make_config(corpus, tmp_path_factory.mktemp("session"), "ray.num_cpus=2")):
+        yield
+
+
+@pytest.fixture(scope="module")
+def indexed(ray_session: None, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> JobConfig:
+    """A job that has run to its end, undisturbed."""
+    config = make_config(corpus, tmp_path_factory.mktemp("indexed"))
+    scrapes: list[str] = []
+
+    def scrape(progress: Progress) -> None:
+        if progress.metrics_url:
+            scrapes.append(urlopen(progress.metrics_url, timeout=10).read().decode())
+
+    report = run_job(config, on_progress=scrape)
+    assert_complete(report, config)
+    counts = [value(text, 'flashvid_videos_total{status="indexed"}') for text in scrapes]
+    assert counts[0] == 0
+    assert counts == sorted(counts)
+    assert counts[-1] > 0, "the counter moves while the run goes on"
+    return config
+
+
+def value(text: str, series: str) -> float:
+    return next(float(line.split()[-1]) for line in text.splitlines() if line.startswith(series))
+
+
+def names_in(config: JobConfig) -> Counter[str]:
+    store = OutputStore(config.output.uri)
+    return Counter(os.path.basename(row["uri"]) for row in store.iter_rows(["uri"]))
+
+
+def final_failures_in(config: JobConfig) -> dict[str, str]:
+    rows = OutputStore(config.output.uri).iter_failures(["uri", "reason", "is_final"])
+    return {os.path.basename(row["uri"]): row["reason"] for row in rows if row["is_final"]}
+
+
+def assert_complete(report: RunReport, config: JobConfig) -> None:
+    assert (report.exit_status, report.error) == (0, None)
+    assert report.closes
+    assert names_in(config) == Counter(GOOD), "no video twice, none missing"
+    assert final_failures_in(config) == BAD
+
+
+def wait_for_rows(config: JobConfig, num_rows: int, driver: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 240
+    while sum(names_in(config).values()) < num_rows:
+        assert driver.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+# First, because it has a Ray of its own: never two at once.
+def test_killed_with_its_driver_and_resumed(
+    corpus: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    config = make_config(corpus, tmp_path / "out")
+    command = [sys.executable, "-c", DRIVER, str(corpus), config.output.uri]
+    driver = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+    try:
+        wait_for_rows(config, 2, driver)
+        processes = psutil.Process(driver.pid).children(recursive=True)
+    finally:
+        os.killpg(driver.pid, signal.SIGKILL)
+        driver.wait()
+    _, alive = psutil.wait_procs(processes, timeout=60)
+    assert alive == [], "everything dies with the driver"
+    done = sum(names_in(config).values())
+    assert 2 <= done < len(GOOD)
+    request.getfixturevalue("ray_session")
+    report = run_job(config, on_progress=lambda _: None)
+    assert_complete(report, config)
+    assert report.counts.skipped_indexed == done
+
+
+def test_every_file_is_a_row_or_a_failure(indexed: JobConfig) -> None:
+    rows = list(OutputStore(indexed.output.uri).iter_rows())
+    assert all(row["caption"] and row["num_frames"] == 4 for row in rows)
+    assert all(row["visual_tokens_mean"] <= row["baseline_visual_tokens"] for row in rows)
+    assert {row["fingerprint"] for row in rows} == {OutputStore(indexed.output.uri).binding()["fingerprint"]}  # type: ignore[index]
+
+
+def test_second_run_starts_no_worker_and_says_so(indexed: JobConfig) -> None:
+    seen: list[Progress] = []
+    report = run_job(indexed, on_progress=seen.append)
+    assert report.did_nothing
+    assert (report.counts.skipped_indexed, report.counts.skipped_failed) == (len(GOOD), len(BAD))
+    assert all(not progress.workers for progress in seen)
+    assert names_in(indexed) == Counter(GOOD)
+
+
+def test_killed_worker_is_replaced(ray_session: None, corpus: Path, tmp_path: Path) -> None:
+    config = make_config(corpus, tmp_path / "out")
+    killed: list[int] = []
+
+    def kill_once(progress: Progress) -> None:
+        if progress.counts.indexed and not killed:
+            (worker,) = [process for process in psutil.process_iter() if "ray::GpuWorker" in _title(process)]
+            worker.send_signal(signal.SIGKILL)
+            killed.append(worker.pid)
+
+    report = run_job(config, on_progress=kill_once)
+    assert killed
+    assert_complete(report, config)
+    crashes = [
+        row for row in OutputStore(config.output.uri).iter_failures() if row["reason"] == "crashed_worker"
+    ]
+    assert crashes
+    assert not any(row["is_final"] for row in crashes)
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def test_interrupted_run_commits_and_resumes(ray_session: None, corpus: Path, tmp_path: Path) -> None:
+    config = make_config(corpus, tmp_path / "out", "output.part_rows=1000", "output.part_seconds=1000")
+
+    def interrupt(progress: Progress) -> None:
+        if progress.counts.indexed:
+            raise KeyboardInterrupt
+
+    report = run_job(config, on_progress=interrupt)
+    assert report.exit_status == 130
+    done = sum(names_in(config).values())
+    assert done == report.counts.indexed > 0
+    again = run_job(config, on_progress=lambda _: None)
+    assert_complete(again, config)
+    assert again.counts.skipped_indexed == done

@@ -1,0 +1,103 @@
+"""When workers are started, replaced, and given up."""
+
+from __future__ import annotations
+
+from pipeline.fleet import Fleet
+from pipeline.ledger import Counts
+from pipeline.report import Progress, Totals
+
+
+def at(pending: int = 0, leased: int = 0, listing_done: bool = True) -> Progress:
+    counts = Counts(listed=pending + leased, pending=pending, leased=leased)
+    return Progress("run", counts, Totals(), listing_done, 1.0, 0.0, {}, None)
+
+
+def start(fleet: Fleet, progress: Progress) -> list[str]:
+    return [fleet.create() for _ in range(fleet.num_missing(progress))]
+
+
+def test_all_wanted_workers_are_asked_for_at_once() -> None:
+    fleet = Fleet(4, 600.0, now=0.0)
+    assert len(start(fleet, at(pending=100))) == 4
+    assert fleet.num_missing(at(pending=100)) == 0
+
+
+def test_no_worker_without_work() -> None:
+    assert Fleet(4, 600.0, now=0.0).num_missing(at()) == 0
+
+
+def test_not_more_workers_than_videos_once_all_are_listed() -> None:
+    assert Fleet(4, 600.0, now=0.0).num_missing(at(pending=2)) == 2
+    assert Fleet(4, 600.0, now=0.0).num_missing(at(pending=2, listing_done=False)) == 4
+
+
+def test_dead_worker_is_replaced_and_one_that_left_is_not() -> None:
+    fleet = Fleet(3, 600.0, now=0.0)
+    first, second, third = start(fleet, at(pending=9))
+    for worker_id in (first, second, third):
+        fleet.ready(worker_id)
+    fleet.died(first, "killed", num_settled=0)
+    assert len(start(fleet, at(pending=9))) == 1
+    fleet.left(second)
+    assert fleet.num_missing(at(pending=9)) == 0
+
+
+def test_the_last_worker_is_always_replaced_while_videos_wait() -> None:
+    fleet = Fleet(1, 600.0, now=0.0)
+    (worker_id,) = start(fleet, at(pending=1))
+    fleet.ready(worker_id)
+    fleet.left(worker_id)
+    assert fleet.num_missing(at(pending=1)) == 1
+
+
+def test_gives_up_when_no_worker_can_start() -> None:
+    fleet = Fleet(1, 600.0, now=0.0)
+    for _ in range(3):
+        assert fleet.verdict(at(pending=1), 1.0) is None
+        (worker_id,) = start(fleet, at(pending=1))
+        fleet.died(worker_id, "OSError: no such file", num_settled=0)
+    assert fleet.num_missing(at(pending=1)) == 0
+    assert "OSError: no such file" in str(fleet.verdict(at(pending=1), 1.0))
+
+
+def test_a_worker_that_starts_forgives_those_that_did_not() -> None:
+    fleet = Fleet(1, 600.0, now=0.0)
+    for _ in range(2):
+        (worker_id,) = start(fleet, at(pending=1))
+        fleet.died(worker_id, "no", num_settled=0)
+    (worker_id,) = start(fleet, at(pending=1))
+    fleet.ready(worker_id)
+    fleet.died(worker_id, "killed", num_settled=0)
+    assert fleet.num_missing(at(pending=1)) == 1
+
+
+def test_gives_up_when_none_is_ready_in_time() -> None:
+    fleet = Fleet(2, 600.0, now=0.0)
+    start(fleet, at(pending=5))
+    assert fleet.verdict(at(pending=5), 599.0) is None
+    assert "worker_start_seconds=600" in str(fleet.verdict(at(pending=5), 601.0))
+
+
+def test_time_without_waiting_videos_does_not_count() -> None:
+    fleet = Fleet(1, 600.0, now=0.0)
+    assert fleet.verdict(at(listing_done=False), 5000.0) is None
+    assert fleet.verdict(at(pending=1), 5100.0) is None
+
+
+def test_gives_up_when_workers_die_without_getting_anywhere() -> None:
+    fleet = Fleet(1, 600.0, now=0.0)
+    for _ in range(30):
+        assert fleet.verdict(at(pending=9), 1.0) is None
+        (worker_id,) = start(fleet, at(pending=9))
+        fleet.ready(worker_id)
+        fleet.died(worker_id, "killed", num_settled=0)
+    assert "30 workers in a row" in str(fleet.verdict(at(pending=9), 1.0))
+
+
+def test_crashes_between_finished_videos_are_borne() -> None:
+    fleet = Fleet(1, 600.0, now=0.0)
+    for number in range(100):
+        (worker_id,) = start(fleet, at(pending=9))
+        fleet.ready(worker_id)
+        fleet.died(worker_id, "killed", num_settled=number)
+    assert fleet.verdict(at(pending=9), 1.0) is None
