@@ -1,0 +1,175 @@
+"""What ``flashvid index`` and ``flashvid caption`` do, between the command line and the pipeline."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.config import JobConfig, load_config
+from pipeline.console import Console, ProgressView, print_pairs
+from pipeline.corpus import list_videos
+from pipeline.errors import Reason, Stage, UserError, VideoError
+from pipeline.revisions import resolve_revision
+from pipeline.store import OutputStore
+from pipeline.summaries import print_plan, print_report
+
+if TYPE_CHECKING:
+    from pipeline.records import Frames, VideoRef, VideoRow
+    from pipeline.report import RunReport
+    from pipeline.sampling import FrameRequest
+
+__all__ = ["caption_config", "index_corpus", "run_caption", "run_index"]
+
+_ROOT = Path(__file__).resolve().parent.parent
+_UNREADABLE = 1
+_MODEL_KEYS = ("model.name", "model")
+
+
+def run_index(console: Console, path: Path, overrides: Sequence[str]) -> int:
+    """``flashvid index``: plan, progress, result; the exit status."""
+    config = load_config(path, overrides)
+    next(iter(list_videos(config.corpus)), None)  # an empty or missing corpus is refused before Ray starts
+    print_plan(console, config, resolve_revision(config.model))
+    report = index_corpus(console, config)
+    print_report(console, report, _failures_of(report))
+    return report.exit_status
+
+
+def index_corpus(console: Console, config: JobConfig) -> RunReport:
+    """Run one job with its progress on the console."""
+    from pipeline.cluster import run_job  # Ray takes a second to import
+
+    with ProgressView(console) as view:
+        return run_job(config, on_progress=view.update)
+
+
+def _failures_of(report: RunReport) -> Iterator[Mapping[str, Any]]:
+    """The final failures that a run recorded."""
+    if not report.counts.failed:
+        return
+    output = report.config["output"]
+    columns = ("run_id", "is_final", "reason", "uri", "message")
+    for row in OutputStore(output["uri"], output["table"]).iter_failures(columns):
+        if row["is_final"] and row["run_id"] == report.run_id:
+            yield row
+
+
+def caption_config(
+    video: str, questions: Sequence[str], path: Path | None, model: str | None, overrides: Sequence[str]
+) -> JobConfig:
+    """The job of one video that is printed, not stored.
+
+    Without a file and a model it is the demo's. Raises UserError where the repository is not there.
+    """
+    given = list(overrides)
+    if model is not None:
+        given.append(f"model.name={json.dumps(model)}")
+    if path is None and not any(text.partition("=")[0] in _MODEL_KEYS for text in given):
+        path = _ROOT / "configs" / "demo.yaml"
+        if not (path.is_file() and (_ROOT / "demo" / "model").is_dir()):
+            raise UserError(
+                "which model? Give --model (a checkpoint folder or hub id) or --config (a YAML file)"
+            )
+        given.insert(0, f"model.name={json.dumps(_shown(_ROOT / 'demo' / 'model'))}")
+    listed = [{"id": f"q{number}", "text": text} for number, text in enumerate(questions, start=1)]
+    given += [
+        f"corpus.uri={json.dumps(video)}",
+        "corpus.include=['*']",
+        'output.uri="(none)"',
+        f"prompts.questions={json.dumps(listed)}",
+    ]
+    config = load_config(path, given)
+    return config if _wants_gpu(config, overrides, path) else _on_cpu(config)
+
+
+def _wants_gpu(config: JobConfig, overrides: Sequence[str], path: Path | None) -> bool:
+    """Unless somebody said how many GPUs, one video takes a GPU where there is one, else the CPU."""
+    if path is not None or any(text.startswith("workers.num_gpus=") for text in overrides):
+        return True
+    from pipeline.indexer import has_gpu
+
+    return config.workers.num_gpus > 0 and has_gpu()
+
+
+def _on_cpu(config: JobConfig) -> JobConfig:
+    return config.model_copy(update={"workers": config.workers.model_copy(update={"num_gpus": 0.0})})
+
+
+def _shown(path: Path) -> str:
+    """A path as short as it can be said from here."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def run_caption(console: Console, config: JobConfig) -> int:
+    """Caption one video here and now; the exit status, 1 where the video cannot be read."""
+    from pipeline.indexer import load_indexer
+
+    if Path(config.model.name).is_dir():  # nothing to download: a bar would only flash up
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    refs = list(list_videos(config.corpus))
+    if len(refs) != 1:
+        raise UserError(
+            f"{config.corpus.uri!r} is not one video but {len(refs)}; flashvid index takes whole folders"
+        )
+    try:
+        indexer = load_indexer(config, run_id="caption")
+    except OSError as error:
+        raise UserError(f"model.name={config.model.name!r} cannot be loaded: {error}") from error
+    began = time.perf_counter()
+    try:
+        row = indexer.index(refs[0], _decode(config, indexer.frame_request, refs[0]), attempt=1)
+    except VideoError as error:
+        console.print(f"{config.corpus.uri}: {error}", style="red", soft_wrap=True)
+        return _UNREADABLE
+    _print_row(console, row, time.perf_counter() - began)
+    return 0
+
+
+def _decode(config: JobConfig, request: FrameRequest, ref: VideoRef) -> Frames:
+    from pipeline.decoding import DecodePool
+
+    with DecodePool(config.decoding, request) as pool:
+        pool.submit(ref)
+        decoded = pool.get(config.decoding.timeout_seconds + 30.0)
+    if decoded is None:
+        raise VideoError(Stage.DECODING, Reason.DECODE_TIMEOUT, "the decoder gave no answer")
+    if decoded.frames is None:
+        raise decoded.error or VideoError(Stage.DECODING, Reason.NO_FRAMES, "no frames")
+    return decoded.frames
+
+
+def _print_row(console: Console, row: VideoRow, seconds: float) -> None:
+    console.print(row.caption, soft_wrap=True)
+    for answer in row.answers:
+        console.print(f"{answer.question}  {answer.answer}", soft_wrap=True)
+    console.print()
+    times = {
+        "decode": row.decode_seconds,
+        "encode": row.encode_seconds,
+        "compress": row.compress_seconds,
+        "prefill": row.prefill_seconds,
+        "write": row.text_decode_seconds,
+    }
+    print_pairs(
+        console,
+        [
+            (
+                "video",
+                f"{row.duration_seconds:.1f} s, {row.width}x{row.height}, {row.codec} read by {row.decoder}",
+            ),
+            ("frames", f"{row.num_frames}, every {row.duration_seconds / row.num_frames:.2f} s"),
+            (
+                "tokens",
+                f"{row.visual_tokens_before} visual tokens, {row.visual_tokens_after} of them entered the "
+                f"language model ({row.baseline_frames} frames uncompressed: {row.baseline_visual_tokens})",
+            ),
+            (
+                "seconds",
+                f"{seconds:.2f}: " + ", ".join(f"{name} {value:.2f}" for name, value in times.items()),
+            ),
+        ],
+    )

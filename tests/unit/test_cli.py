@@ -1,0 +1,131 @@
+"""The command line up to where work begins: help, mistakes and their texts, exit statuses."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from pipeline.cli import app
+from pipeline.commands import caption_config
+from pipeline.records import UserError
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _in_the_clone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+def call(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_help_shows_every_command_and_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\nsys.argv = ['flashvid', '--help']\nfrom pipeline.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code\n"
+        "heavy = {'torch', 'transformers', 'ray', 'pyarrow'} & set(sys.modules)\nassert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    for command in ("demo", "index", "status", "verify", "caption"):
+        assert command in done.stdout
+
+
+@pytest.mark.parametrize("command", ["demo", "index", "status", "verify", "caption"])
+def test_every_command_explains_itself(command: str) -> None:
+    result = call(command, "--help")
+    assert result.exit_code == 0
+    assert "flashvid" in result.output or "OUTPUT" in result.output or "--seed" in result.output
+
+
+def test_version() -> None:
+    result = call("--version")
+    assert result.exit_code == 0
+    assert result.output.startswith("flashvid")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["index", "nowhere.yaml"], "no configuration file 'nowhere.yaml'"),
+        (["index", "corpus.uri=videos"], "give the configuration file first"),
+        (["index", "configs/demo.yaml", "frames.basline=8"], "did you mean frames.baseline?"),
+        (["index", "configs/demo.yaml", "frames.baseline=many"], "frames.baseline"),
+        (["index", "configs/demo.yaml", "baseline"], "section.key=value"),
+        (["index", "configs/gpu.yaml"], "add corpus.uri="),
+        (["index", "configs/demo.yaml", "corpus.uri=docs"], "match none of corpus.include"),
+        (
+            ["index", "configs/demo.yaml", "corpus.uri=README.md", "model.name=demo/no_such/model"],
+            "give a checkpoint folder",
+        ),
+        (["index", "configs/demo.yaml", "corpus.uri=README.md", "model.name=docs"], "config.json"),
+        (["status", "no/such/output"], "no/such/output"),
+        (["verify", "no/such/output"], "no/such/output"),
+        (["caption", "no/such/video.mp4"], "no/such/video.mp4"),
+        (["caption", "docs"], "is not one video"),
+        (["caption", "README.md", "--model", "no-such-model"], "give a checkpoint folder"),
+    ],
+)
+def test_the_users_mistakes_end_with_status_2_and_a_way_out(arguments: list[str], said: str) -> None:
+    result = call(*arguments)
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith("flashvid: ")
+    assert said in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_what_is_no_video_ends_with_status_1() -> None:
+    result = call("caption", "README.md")
+    assert result.exit_code == 1, result.output
+    assert "README.md: " in result.stdout
+    assert "decoding" in result.stdout
+
+
+def test_ctrl_c_ends_with_status_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipeline.status.status", interrupt)
+    result = call("status", "anything")
+    assert result.exit_code == 130
+    assert "interrupted" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["demo", "local_cpu", "gpu"])
+def test_configs_begin_with_their_command_and_are_valid(name: str) -> None:
+    from pipeline.config import load_config
+
+    path = ROOT / "configs" / f"{name}.yaml"
+    first = path.read_text(encoding="utf-8").splitlines()[0]
+    assert first.startswith("# .venv/bin/")
+    assert f"flashvid index configs/{name}.yaml" in first
+    config = load_config(path, ["corpus.uri=videos", "output.uri=index"])
+    assert config.num_frames == 160
+
+
+def test_caption_without_settings_is_the_demo_model() -> None:
+    config = caption_config("my: video.mp4", ["what flashes ?"], None, None, ["frames.baseline=8"])
+    assert (config.corpus.uri, config.model.name) == ("my: video.mp4", str(Path("demo/model")))
+    assert [question.text for question in config.prompts.questions] == ["what flashes ?"]
+    assert (config.num_frames, config.workers.num_gpus) == (80, 0)
+
+
+def test_caption_takes_a_model_a_file_or_a_setting() -> None:
+    named = caption_config("v.mp4", [], None, "some/model", ["workers.num_gpus=0.5"])
+    assert (named.model.name, named.workers.num_gpus) == ("some/model", 0.5)
+    from_file = caption_config("v.mp4", [], ROOT / "configs" / "gpu.yaml", None, [])
+    assert (from_file.model.name, from_file.workers.num_gpus) == ("Qwen/Qwen2.5-VL-7B-Instruct", 1)
+    override = caption_config("v.mp4", [], None, None, ["model.name=my/model"])
+    assert override.model.name == "my/model"
+
+
+def test_caption_outside_a_clone_asks_for_a_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("pipeline.commands._ROOT", tmp_path)
+    with pytest.raises(UserError, match="--model"):
+        caption_config("v.mp4", [], None, None, [])
