@@ -14,14 +14,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["VisionSettings", "frames_to_patches", "iterate_patches", "smart_resize"]
+from flashvid.limits import RESIZE_BYTES
+from flashvid.resizing import smart_resize
+
+__all__ = ["VisionSettings", "frames_to_patches", "iterate_patches"]
 
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _VIDEO_MIN_PIXELS = 128 * 28 * 28  # per frame, the video processor's default
 _VIDEO_MAX_PIXELS = 768 * 28 * 28
-_MAX_ASPECT_RATIO = 200
-_RESIZE_BYTES = 128 * 2**20  # float32 working copy of the frames that are resized together
 
 
 @dataclass(frozen=True)
@@ -66,39 +67,15 @@ class VisionSettings:
 
     def frame_size(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) in pixels at which the model sees a frame of this size."""
-        factor = self.patch_size * self.merge_size
+        multiple = self.patch_size * self.merge_size
         return smart_resize(
-            height, width, factor=factor, min_pixels=self.min_pixels, max_pixels=self.max_pixels
+            height, width, multiple=multiple, min_pixels=self.min_pixels, max_pixels=self.max_pixels
         )
 
     def tokens_per_unit(self, height: int, width: int) -> int:
         """Visual tokens the language model would get per temporal unit, uncompressed."""
         high, wide = self.frame_size(height, width)
         return (high // self.patch_size // self.merge_size) * (wide // self.patch_size // self.merge_size)
-
-
-def smart_resize(
-    height: int, width: int, *, factor: int, min_pixels: int, max_pixels: int
-) -> tuple[int, int]:
-    """Nearest (height, width) divisible by ``factor``, area in [min_pixels, max_pixels], aspect kept.
-
-    Raises ValueError for empty frames and aspect ratios over 200.
-    """
-    if min(height, width) < 1 or max(height, width) / min(height, width) > _MAX_ASPECT_RATIO:
-        raise ValueError(
-            f"a frame of {height} x {width} pixels cannot be resized: sides must be at least 1, their ratio "
-            f"at most {_MAX_ASPECT_RATIO}; crop or pad the video first"
-        )
-    high, wide = round(height / factor) * factor, round(width / factor) * factor
-    if high * wide > max_pixels:
-        beta = math.sqrt(height * width / max_pixels)
-        high = max(factor, math.floor(height / beta / factor) * factor)
-        wide = max(factor, math.floor(width / beta / factor) * factor)
-    elif high * wide < min_pixels:
-        beta = math.sqrt(min_pixels / (height * width))
-        high = math.ceil(height * beta / factor) * factor
-        wide = math.ceil(width * beta / factor) * factor
-    return high, wide
 
 
 def frames_to_patches(
@@ -119,9 +96,9 @@ def frames_to_patches(
     ``dtype``. A last unit that is not full repeats the last frame. Raises ValueError for any other input.
     """
     _check_frames(frames)
-    factor = patch_size * merge_size
+    multiple = patch_size * merge_size
     size = smart_resize(
-        frames.shape[1], frames.shape[2], factor=factor, min_pixels=min_pixels, max_pixels=max_pixels
+        frames.shape[1], frames.shape[2], multiple=multiple, min_pixels=min_pixels, max_pixels=max_pixels
     )
     mean = torch.tensor(image_mean, dtype=torch.float32, device=frames.device).view(3, 1, 1)
     std = torch.tensor(image_std, dtype=torch.float32, device=frames.device).view(3, 1, 1)
@@ -160,7 +137,7 @@ def _check_frames(frames: Tensor) -> None:
 
 def _bounded_chunks(frames: Tensor, size: tuple[int, int]) -> Iterator[Tensor]:
     area = max(frames.shape[1] * frames.shape[2], size[0] * size[1], frames.shape[1] * size[1])
-    step = max(1, _RESIZE_BYTES // (area * 3 * 4))
+    step = max(1, RESIZE_BYTES // (area * 3 * 4))
     yield from (frames[start : start + step] for start in range(0, len(frames), step))
 
 

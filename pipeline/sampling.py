@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from flashvid.resizing import smart_resize
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = ["FrameRequest", "num_wanted", "pick_frames", "smart_resize"]
-
-MAX_ASPECT_RATIO = 200
 
 
 @dataclass(frozen=True)
@@ -46,30 +45,6 @@ class FrameRequest:
     def max_bytes(self) -> int:
         """Most bytes of RGB pixels one video can give. Very long and thin frames may exceed it slightly."""
         return self.num_frames * self.max_pixels * 3
-
-
-def smart_resize(
-    height: int, width: int, *, multiple: int, min_pixels: int, max_pixels: int
-) -> tuple[int, int]:
-    """(height, width) the model sees, by the rule of Qwen2-VL: multiples of ``multiple``, aspect nearly kept.
-
-    Raises ValueError where one side is more than 200 times the other, as the model's own processor does.
-    """
-    if min(height, width) < 1 or max(height, width) / min(height, width) > MAX_ASPECT_RATIO:
-        raise ValueError(
-            f"a frame of {width}x{height} pixels; sides may differ by {MAX_ASPECT_RATIO}:1 at most"
-        )
-    new_height = round(height / multiple) * multiple
-    new_width = round(width / multiple) * multiple
-    if new_height * new_width > max_pixels:
-        shrink = math.sqrt(height * width / max_pixels)
-        new_height = max(multiple, math.floor(height / shrink / multiple) * multiple)
-        new_width = max(multiple, math.floor(width / shrink / multiple) * multiple)
-    elif new_height * new_width < min_pixels:
-        grow = math.sqrt(min_pixels / (height * width))
-        new_height = math.ceil(height * grow / multiple) * multiple
-        new_width = math.ceil(width * grow / multiple) * multiple
-    return max(multiple, new_height), max(multiple, new_width)
 
 
 def num_wanted(duration_seconds: float, request: FrameRequest) -> int:

@@ -8,17 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
     Qwen2VLImageProcessorPil,
 )
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
-    smart_resize as library_smart_resize,
-)
 
-from flashvid.frames import VisionSettings, frames_to_patches, iterate_patches, smart_resize
+from flashvid.frames import VisionSettings, frames_to_patches, iterate_patches
 from tests.tiny_model import random_frames
 
 SETTINGS = VisionSettings(min_pixels=56 * 56, max_pixels=112 * 140)
@@ -105,7 +100,7 @@ def test_chunks_together_are_the_whole(units_per_chunk: int) -> None:
 def test_small_working_memory_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     frames = noise(6, 100, 130)
     whole, _ = frames_to_patches(frames, **vars(SETTINGS))
-    monkeypatch.setattr("flashvid.frames._RESIZE_BYTES", 1)
+    monkeypatch.setattr("flashvid.frames.RESIZE_BYTES", 1)
     assert torch.equal(frames_to_patches(frames, **vars(SETTINGS))[0], whole)
 
 
@@ -119,18 +114,6 @@ def test_frames_are_not_written_to() -> None:
     before = frames.clone()
     frames_to_patches(frames, **vars(SETTINGS))
     assert torch.equal(frames, before)
-
-
-@given(st.integers(1, 2000), st.integers(1, 2000))
-def test_smart_resize_is_the_library_s(height: int, width: int) -> None:
-    limits = {"factor": 28, "min_pixels": 128 * 28 * 28, "max_pixels": 768 * 28 * 28}
-    try:
-        theirs = library_smart_resize(height, width, **limits)
-    except ValueError:
-        with pytest.raises(ValueError, match="cannot be resized"):
-            smart_resize(height, width, **limits)
-        return
-    assert smart_resize(height, width, **limits) == theirs
 
 
 @pytest.mark.parametrize(
