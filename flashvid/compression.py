@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from flashvid.budget import share_places, unit_budget
-from flashvid.clustering import TreeValues, cluster_trees
+from flashvid.adaptive import merged_places, unit_budgets, unit_novelty
+from flashvid.checks import check_inputs, check_norms
 from flashvid.config import Budget, FlashVidConfig
-from flashvid.merging import add_rows, grow_trees, tree_weights
-from flashvid.segments import segment_ids, segment_lengths, unit_means
+from flashvid.filling import Trees, cluster_trees
+from flashvid.merging import Groups, best_matches, grow_trees, tree_weights
+from flashvid.places import UnitBudget, share_places, unit_budget
+from flashvid.precision import full_precision
+from flashvid.products import TokenProducts, token_products
+from flashvid.segments import segment_ids, segment_lengths
 from flashvid.selection import event_relevance, select_tokens
 
 __all__ = ["CompressedVideo", "CompressionPlan", "compress", "plan_compression"]
 
-_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -41,39 +44,45 @@ class CompressionPlan:
     """What to keep and what to average, decided once; `apply` may then be called on any features of that
     shape.
 
-    shape: (T, N). segment_lengths: in units. selected: (T, a) int64, positions chosen by ADTS. kept and
-    group_sizes: as in `CompressedVideo`. group: (T*N,) int64, row of `kept` that stands for each token, -1
-    where none does (only without any places for merged tokens). weights: (T*N,) float32, share of each token
-    in its group's value.
+    shape: (T, N). segment_lengths: in units. budgets: of each unit. selected: (T, N) bool, True at tokens
+    chosen by ADTS. root: (T*N,) int64, global index of the root of each token's tree, itself for roots and
+    selected tokens. kept and group_sizes: as in `CompressedVideo`. group: (T*N,) int64, row of `kept` that
+    stands for each token, -1 where none does (only without any places for merged tokens). weights: (T*N,)
+    float32, share of each token in its group's value; None where all members of a group have the same.
     """
 
     shape: tuple[int, int]
     segment_lengths: tuple[int, ...]
+    budgets: tuple[UnitBudget, ...]
     selected: Tensor
+    root: Tensor
     kept: Tensor
     group_sizes: Tensor
     group: Tensor
-    weights: Tensor
+    weights: Tensor | None
 
     @torch.no_grad()
     def apply(self, features: Tensor) -> Tensor:
-        """Averages each group in float32: (T, N, D) -> (K, D) in the same dtype; writes to nothing."""
+        """Averages each group in float32: (T, N, D) -> (K, D) in the same dtype; writes to nothing.
+
+        Raises ValueError for features of another (T, N).
+        """
         if tuple(features.shape[:2]) != self.shape:
             raise ValueError(
                 f"features of shape {tuple(features.shape)} do not fit a plan for (T, N) = {self.shape}"
             )
-        rows = features.reshape(-1, features.shape[-1])
-        members, group, weights = _without_dropped(self.group, self.weights)
-        sums = add_rows(rows if members is None else rows[members], group, weights, len(self.kept))
-        return sums.to(features.dtype)
+        rows = features.contiguous().flatten(0, 1)
+        if self.num_members == len(self.kept):
+            return rows[self.kept]
+        groups = Groups(self.group, self.group_sizes, self.num_members)
+        return groups.mean(rows, self.weights).to(features.dtype)
 
-
-def _without_dropped(group: Tensor, weights: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
-    is_member = group >= 0
-    if bool(is_member.all()):
-        return None, group, weights
-    members = is_member.nonzero().squeeze(1)
-    return members, group[members], weights[members]
+    @property
+    def num_members(self) -> int:
+        """Original tokens that some kept token stands for."""
+        if any(budget.merged for budget in self.budgets):
+            return len(self.group)
+        return len(self.kept)
 
 
 @torch.no_grad()
@@ -87,8 +96,8 @@ def compress(features: Tensor, saliency: Tensor | None, config: FlashVidConfig) 
     unchanged. Raises ValueError or TypeError for inputs of the wrong shape, dtype, device, or not finite.
     (FlashVID, ICLR 2026, arXiv 2602.08024, sections 3.2-3.4.)
     """
-    _check_inputs(features, saliency, config)
     if config.is_bypass:
+        check_inputs(features, saliency, config)
         return _everything(features, config)
     plan = plan_compression(features, saliency, config)
     return CompressedVideo(plan.apply(features), plan.kept, plan.group_sizes)
@@ -96,21 +105,28 @@ def compress(features: Tensor, saliency: Tensor | None, config: FlashVidConfig) 
 
 @torch.no_grad()
 def plan_compression(features: Tensor, saliency: Tensor | None, config: FlashVidConfig) -> CompressionPlan:
-    """Decides what `compress` does, without doing it. Arguments and errors as there; retention_ratio < 1."""
-    _check_inputs(features, saliency, config)
+    """Decides what `compress` does, without doing it.
+
+    features: (T, N, D) bfloat16, float16 or float32; saliency: (T, N) float32 or None, as for `compress`.
+    Raises what `compress` raises, and ValueError for retention_ratio=1, which leaves nothing to decide.
+    (FlashVID, sections 3.2-3.4.)
+    """
+    check_inputs(features, saliency, config)
     if config.is_bypass:
         raise ValueError("retention_ratio=1 keeps every token: there is nothing to plan; call compress()")
-    num_units, num_tokens, _ = features.shape
-    with _full_precision(features.device):
-        means = unit_means(features)
-        if not bool(means.isfinite().all()):
-            raise ValueError(
-                "features must be finite; there is NaN or infinity in them: look at the vision tower's output"
-            )
-        lengths = _lengths(means, config)
-        selected = _select(features, saliency, means, lengths, config)
-        owner, weights = _owners(features, selected, lengths, config)
-    return _plan((num_units, num_tokens), lengths, selected, owner, weights)
+    with full_precision(features.device):
+        budget = unit_budget(config, *features.shape[:2])
+        is_read = budget.merged > 0 or config.adaptive
+        products = token_products(features, across=is_read and config.temporal_threshold < 1)
+        check_norms(products.norms)
+        lengths = _lengths(products.means, config)
+        budgets = _budgets(products, lengths, budget, config)
+        selected = _select(products, saliency, lengths, budgets, config)
+        if budget.merged == 0:
+            return _plan_without_trees(lengths, budgets, selected)
+        trees = _trees(products, selected, lengths, budgets, config)
+        owner = _owners(trees, lengths, budgets, config)
+    return _plan(lengths, budgets, selected, trees, owner)
 
 
 def _lengths(means: Tensor, config: FlashVidConfig) -> tuple[int, ...]:
@@ -124,54 +140,80 @@ def _lengths(means: Tensor, config: FlashVidConfig) -> tuple[int, ...]:
     )
 
 
+def _budgets(
+    products: TokenProducts, lengths: tuple[int, ...], budget: UnitBudget, config: FlashVidConfig
+) -> tuple[UnitBudget, ...]:
+    num_units = products.shape[0]
+    if not config.adaptive or num_units == 1 or config.temporal_threshold >= 1:
+        return (budget,) * num_units  # in one unit, and where nothing merges, all is new
+    cosine, _ = best_matches(products)
+    novelty = unit_novelty(cosine, config.temporal_threshold).tolist()
+    return unit_budgets(novelty, lengths, budget)
+
+
 def _select(
-    features: Tensor, saliency: Tensor | None, means: Tensor, lengths: tuple[int, ...], config: FlashVidConfig
+    products: TokenProducts,
+    saliency: Tensor | None,
+    lengths: tuple[int, ...],
+    budgets: tuple[UnitBudget, ...],
+    config: FlashVidConfig,
 ) -> Tensor:
-    method = config.token_selection_method
-    count = unit_budget(config, *features.shape[:2]).selected
+    """(T, N) bool, the tokens chosen by ADTS."""
+    features, method = products.features, config.token_selection_method
     relevance = None
     if method == "attn_div_v2":
-        relevance = event_relevance(features, means, segment_ids(lengths, features.device), len(lengths))
-    return select_tokens(features, None if saliency is None else saliency.float(), count, method, relevance)
+        relevance = event_relevance(
+            features, products.means, segment_ids(lengths, features.device), len(lengths)
+        )
+    counts = [budget.selected for budget in budgets]
+    most = max(counts)
+    scale = None if saliency is None else saliency.float()
+    picks = select_tokens(products, scale, most, method, relevance)
+    chosen = torch.zeros(products.shape, dtype=torch.bool, device=features.device)
+    if min(counts) == most:
+        return chosen.scatter_(1, picks, True)
+    rank = torch.arange(most, device=features.device)
+    return chosen.scatter_(1, picks, rank < torch.tensor(counts, device=features.device).unsqueeze(-1))
+
+
+def _trees(
+    products: TokenProducts,
+    selected: Tensor,
+    lengths: tuple[int, ...],
+    budgets: tuple[UnitBudget, ...],
+    config: FlashVidConfig,
+) -> Trees:
+    num_tokens = products.shape[1]
+    most_links = [sum(num_tokens - budget.kept for budget in part) for part in _by_segment(budgets, lengths)]
+    forest = grow_trees(
+        products, selected, lengths, most_links=most_links, threshold=config.temporal_threshold
+    )
+    own = torch.arange(selected.numel(), device=selected.device)
+    is_root = (forest.root == own).view_as(selected) & ~selected
+    shares = tree_weights(forest, "reference") if config.tree_mean == "reference" else None
+    return Trees(products, forest, is_root, shares)
 
 
 def _owners(
-    features: Tensor, selected: Tensor, lengths: tuple[int, ...], config: FlashVidConfig
-) -> tuple[Tensor, Tensor]:
-    """For each token the global index of the one standing for it, -1 for none, and its weight there."""
-    chosen = torch.zeros(features.shape[:2], dtype=torch.bool, device=features.device)
-    chosen.scatter_(1, selected, True)
-    own = torch.arange(chosen.numel(), device=features.device)
-    budget = unit_budget(config, *features.shape[:2])
-    if budget.merged == 0:
-        return own.masked_fill(~chosen.view(-1), -1), torch.ones(len(own), device=features.device)
-    forest = grow_trees(
-        features, chosen, lengths, unit_budget=budget.kept, threshold=config.temporal_threshold
-    )
-    shares = tree_weights(forest, config.tree_mean)
-    is_root = (forest.root == own).view_as(chosen) & ~chosen
-    counts = _center_counts(is_root.sum(dim=1).tolist(), lengths, budget.merged, config.budget)
-    values = TreeValues(features, forest, shares)
-    center = cluster_trees(values, is_root, counts, library_ties=config.budget == "reference")
-    owner = center[forest.root]
-    # by default every token weighs the same in its group; in the reference every tree does
-    counted = owner if config.tree_mean == "members" else center[forest.root == own]
-    weights = 1 / torch.bincount(counted, minlength=len(own))[owner].float()
-    return owner, weights if config.tree_mean == "members" else weights * shares
-
-
-def _center_counts(
-    roots: list[int], lengths: tuple[int, ...], merged: int, budget: Budget
-) -> list[tuple[int, int]]:
-    """(roots, places) of each unit; a segment of F units has merged * F places."""
+    trees: Trees, lengths: tuple[int, ...], budgets: tuple[UnitBudget, ...], config: FlashVidConfig
+) -> Tensor:
+    """(T*N,) int64, for each token the global index of the one standing for it."""
+    roots = trees.is_root.sum(dim=1).tolist()
     counts: list[tuple[int, int]] = []
+    for part, some in zip(_by_segment(roots, lengths), _by_segment(budgets, lengths), strict=True):
+        counts += zip(part, _segment_counts(part, merged_places(some, part), config.budget), strict=True)
+    return cluster_trees(trees, counts, library_ties=config.budget == "reference")[trees.forest.root]
+
+
+def _by_segment(values: Sequence[_T], lengths: tuple[int, ...]) -> Iterator[Sequence[_T]]:
+    start = 0
     for length in lengths:
-        part = roots[len(counts) : len(counts) + length]
-        counts += zip(part, _segment_counts(part, merged * length, budget), strict=True)
-    return counts
+        yield values[start : start + length]
+        start += length
 
 
-def _segment_counts(roots: list[int], places: int, budget: Budget) -> list[int]:
+def _segment_counts(roots: Sequence[int], places: int, budget: Budget) -> list[int]:
+    """Places of each unit of a segment."""
     if budget == "exact" or sum(roots) <= places:
         return share_places(roots, places)
     share = places / sum(roots)  # multiplied in the reference code's order, which decides what is rounded up
@@ -179,14 +221,46 @@ def _segment_counts(roots: list[int], places: int, budget: Budget) -> list[int]:
 
 
 def _plan(
-    shape: tuple[int, int], lengths: tuple[int, ...], selected: Tensor, owner: Tensor, weights: Tensor
+    lengths: tuple[int, ...], budgets: tuple[UnitBudget, ...], selected: Tensor, trees: Trees, owner: Tensor
 ) -> CompressionPlan:
-    sizes = torch.bincount(owner[owner >= 0], minlength=len(owner))
+    sizes = torch.bincount(owner, minlength=len(owner))
     kept = sizes.nonzero().squeeze(1)
-    rank = torch.full_like(owner, -1)
-    rank[kept] = torch.arange(len(kept), device=owner.device)
-    group = rank[owner.clamp(min=0)].masked_fill_(owner < 0, -1)
-    return CompressionPlan(shape, lengths, selected, kept, sizes[kept], group, weights)
+    rank = (sizes > 0).cumsum(0).sub_(1)
+    weights = None
+    if trees.shares is not None:  # every tree weighs the same in its cluster
+        is_own = trees.forest.root == torch.arange(len(owner), device=owner.device)
+        trees_of_owner = torch.bincount(owner[is_own], minlength=len(owner))
+        weights = trees.shares / trees_of_owner[owner]
+    return CompressionPlan(
+        shape=(selected.shape[0], selected.shape[1]),
+        segment_lengths=lengths,
+        budgets=budgets,
+        selected=selected,
+        root=trees.forest.root,
+        kept=kept,
+        group_sizes=sizes[kept],
+        group=rank[owner],
+        weights=weights,
+    )
+
+
+def _plan_without_trees(
+    lengths: tuple[int, ...], budgets: tuple[UnitBudget, ...], selected: Tensor
+) -> CompressionPlan:
+    """No places for merged tokens: whatever is not selected is dropped."""
+    chosen = selected.view(-1)
+    kept = chosen.nonzero().squeeze(1)
+    return CompressionPlan(
+        shape=(selected.shape[0], selected.shape[1]),
+        segment_lengths=lengths,
+        budgets=budgets,
+        selected=selected,
+        root=torch.arange(len(chosen), device=chosen.device),
+        kept=kept,
+        group_sizes=torch.ones_like(kept),
+        group=chosen.cumsum(0).sub_(1).masked_fill_(~chosen, -1),
+        weights=None,
+    )
 
 
 def _everything(features: Tensor, config: FlashVidConfig) -> CompressedVideo:
@@ -199,56 +273,3 @@ def _everything(features: Tensor, config: FlashVidConfig) -> CompressedVideo:
         )
     kept = torch.arange(total, device=features.device)
     return CompressedVideo(features.detach().reshape(total, width), kept, torch.ones_like(kept))
-
-
-def _check_inputs(features: Tensor, saliency: Tensor | None, config: FlashVidConfig) -> None:
-    if not isinstance(features, Tensor) or features.dtype not in _DTYPES:
-        got = features.dtype if isinstance(features, Tensor) else type(features).__name__
-        raise TypeError(f"features are {got}; they must be a tensor of bfloat16, float16 or float32")
-    if features.ndim != 3 or 0 in features.shape:
-        raise ValueError(f"features of shape {tuple(features.shape)} must be (T, N, D), none of them 0")
-    if saliency is not None:
-        _check_saliency(saliency, features)
-    elif config.token_selection_method != "div":
-        raise ValueError(
-            f"saliency=None needs token_selection_method='div', not {config.token_selection_method!r}; "
-            "otherwise pass the (T, N) attention each token receives"
-        )
-
-
-def _check_saliency(saliency: Tensor, features: Tensor) -> None:
-    if not isinstance(saliency, Tensor) or saliency.dtype not in _DTYPES:
-        got = saliency.dtype if isinstance(saliency, Tensor) else type(saliency).__name__
-        raise TypeError(f"saliency is {got}; it must be a tensor of float32")
-    if saliency.shape != features.shape[:2]:
-        raise ValueError(
-            f"saliency of shape {tuple(saliency.shape)} must be (T, N) = {tuple(features.shape[:2])}"
-        )
-    if saliency.device != features.device:
-        raise ValueError(f"saliency is on {saliency.device}, features on {features.device}; move one of them")
-    if not bool(saliency.isfinite().all()):
-        raise ValueError("saliency must be finite; there is NaN or infinity in it")
-
-
-@contextmanager
-def _full_precision(device: torch.device) -> Iterator[None]:
-    """Real float32 products: neither autocast nor TF32 may decide which tokens are kept."""
-    backends = (torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None))
-    switches: list[Any] = [backend for backend in backends if hasattr(backend, "fp32_precision")]
-    before = [(switch, switch.fp32_precision) for switch in switches]
-    with torch.autocast(device.type, enabled=False):
-        legacy = _legacy_precision()
-        torch.set_float32_matmul_precision("highest")  # sets the newer switches as well
-        try:
-            yield
-        finally:
-            torch.set_float32_matmul_precision(legacy)
-            for switch, value in before:
-                switch.fp32_precision = value
-
-
-def _legacy_precision() -> str:
-    try:
-        return torch.get_float32_matmul_precision()
-    except RuntimeError:  # raised where a caller has used the newer switches, so the old one is untouched
-        return "highest"

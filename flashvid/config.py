@@ -32,6 +32,8 @@ class FlashVidConfig:
     budget: `exact` keeps at most T*ceil(N*R*x) tokens; `reference` rounds up once more per unit, may exceed
         it, and breaks ties between cluster centres as the reference code does.
     max_visual_tokens: ceiling on the tokens of one video that enter the language model; `exact` only.
+    adaptive: a unit that repeats the one before uses fewer places than its budget, never more (see
+        `flashvid.adaptive`); `exact` only, and without effect at retention_ratio=1.
 
     Raises ValueError naming the value and the rule.
     """
@@ -50,6 +52,7 @@ class FlashVidConfig:
     tree_mean: TreeMean = "members"
     budget: Budget = "exact"
     max_visual_tokens: int | None = None
+    adaptive: bool = False
 
     def __post_init__(self) -> None:
         self._check_ratios()
@@ -100,9 +103,15 @@ class FlashVidConfig:
         _check_choice("token_selection_method", self.token_selection_method, get_args(SelectionMethod))
         _check_choice("tree_mean", self.tree_mean, get_args(TreeMean))
         _check_choice("budget", self.budget, get_args(Budget))
-        for name in ("do_segment", "complementary_segment"):
+        for name in ("do_segment", "complementary_segment", "adaptive"):
             value = getattr(self, name)
             _require(isinstance(value, bool), name, value, "True or False")
+        _require(
+            not self.adaptive or self.budget == "exact",
+            "adaptive",
+            self.adaptive,
+            "False with budget='reference', which fixes every unit's places; use budget='exact'",
+        )
 
 
 def _require(holds: bool, name: str, value: object, rule: str) -> None:

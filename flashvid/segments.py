@@ -9,12 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["segment_ids", "segment_lengths", "unit_means"]
-
-
-def unit_means(features: Tensor) -> Tensor:
-    """Mean feature of each unit: (T, N, D) any float dtype -> (T, D) float32."""
-    return features.mean(dim=1, dtype=torch.float32)
+__all__ = ["segment_ids", "segment_lengths"]
 
 
 def segment_lengths(
@@ -22,10 +17,10 @@ def segment_lengths(
 ) -> tuple[int, ...]:
     """Lengths of the segments, in units, in order; each >= 1, summing to T.
 
-    means: (T, D) float32, from `unit_means`. A cut comes after unit t where cos(means[t], means[t+1]) <
-    threshold. If that gives fewer than `min_segments` and `fill` is on, the lowest remaining cosines are cut
-    too, earliest first among equals, until there are enough or every unit is alone. (DySeg, FlashVID section
-    3.2.)
+    means: (T, D) float32, mean tokens of the units. A cut comes after unit t where the cosine of means[t] and
+    means[t+1] is below the threshold. If that gives fewer than `min_segments` and `fill` is on, the lowest
+    remaining cosines are cut too, earliest first among equals, until there are enough or every unit is alone.
+    (DySeg, FlashVID section 3.2.)
     """
     normal = F.normalize(means, dim=-1)
     cosines = (normal[:-1] * normal[1:]).sum(dim=-1)  # (T-1,) float32

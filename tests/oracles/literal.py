@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["LiteralVideo", "clusters", "compress", "parents", "segments", "select"]
+from flashvid import FlashVidConfig
+
+__all__ = [
+    "LiteralVideo",
+    "budget",
+    "cluster_scores",
+    "clusters",
+    "compress",
+    "parents",
+    "places",
+    "roots_of",
+    "segments",
+    "select",
+    "whole",
+]
 
 Array = NDArray[np.float64]
 
@@ -18,6 +33,15 @@ Array = NDArray[np.float64]
 def cosine(a: Array, b: Array) -> float:
     length = float(np.linalg.norm(a)) * float(np.linalg.norm(b))
     return float(a @ b) / length if length > 0 else 0.0
+
+
+def budget(config: FlashVidConfig, num_units: int, num_tokens: int) -> tuple[int, int]:
+    """(b, a): places of a unit and how many of them are for selected tokens, in exact decimal fractions."""
+    share = Fraction(str(config.retention_ratio)) * Fraction(str(config.expansion))
+    kept = max(1, min(num_tokens, math.ceil(num_tokens * share)))
+    if config.max_visual_tokens is not None:
+        kept = min(kept, config.max_visual_tokens // num_units)
+    return kept, math.ceil(Fraction(str(config.alpha)) * kept)
 
 
 def segments(features: Array, threshold: float, least: int, fill: bool) -> list[int]:
@@ -52,12 +76,10 @@ def _pick(unit: Array, received: Array, relevance: list[float], count: int, meth
     tokens = range(len(unit))
     if method == "attn":
         return sorted(tokens, key=lambda j: -received[j])[:count]
-    scale = {
-        "div": lambda j: 1.0,
-        "attn_div": lambda j: received[j],
-        "attn_div_v2": lambda j: received[j] * relevance[j],
-    }[method]
-    weighted = [[(1 - cosine(unit[i], unit[j])) * scale(j) for j in tokens] for i in tokens]
+    scale = [1.0] * len(unit) if method == "div" else [float(a) for a in received]
+    if method == "attn_div_v2":
+        scale = [a * q for a, q in zip(scale, relevance, strict=True)]
+    weighted = [[(1 - cosine(unit[i], unit[j])) * scale[j] for j in tokens] for i in tokens]
     chosen: list[int] = []
     while len(chosen) < count:
         if not chosen:
@@ -107,8 +129,27 @@ def _segment_parents(
     ]
 
 
-def clusters(points: Array, count: int) -> tuple[list[int], list[int]]:
-    """Centres by falling score, and for each point the rank of its centre."""
+def places(roots: Sequence[int], total: int) -> list[int]:
+    """Places of each unit: in proportion to its roots, at least one where there are any, never more than
+    them; what rounding down leaves goes to the largest remainders, the earliest first."""
+    if sum(roots) <= total:
+        return list(roots)
+    single: set[int] = set()
+    while True:
+        rest = [t for t, n in enumerate(roots) if n > 0 and t not in single]
+        left = total - len(single)
+        quota = {t: Fraction(left * roots[t], sum(roots[u] for u in rest)) for t in rest}
+        if not any(q < 1 for q in quota.values()):
+            break
+        single |= {t for t, q in quota.items() if q < 1}
+    result = [int(t in single) + math.floor(quota.get(t, 0)) for t in range(len(roots))]
+    for t in sorted(rest, key=lambda t: (math.floor(quota[t]) - quota[t], t))[: total - sum(result)]:
+        result[t] += 1
+    return result
+
+
+def cluster_scores(points: Array, count: int) -> tuple[Array, list[float], list[float]]:
+    """Distances (n, n) over sqrt(D), and of each point its density and its density times separation."""
     size = range(len(points))
     distance = np.zeros((len(points), len(points)))
     for i in size:
@@ -122,9 +163,27 @@ def clusters(points: Array, count: int) -> tuple[list[int], list[int]]:
     for i in size:
         denser = [distance[i, j] for j in size if density[j] > density[i]]
         score.append(density[i] * (min(denser) if denser else distance.max()))
+    return distance, density, score
+
+
+def clusters(points: Array, count: int) -> tuple[list[int], list[int]]:
+    """Centres by falling score, and for each point the rank of its centre."""
+    size = range(len(points))
+    distance, _, score = cluster_scores(points, count)
     centers = sorted(size, key=lambda i: -score[i])[:count]
     nearest = [min(range(count), key=lambda c: distance[i, centers[c]]) for i in size]
     return centers, [centers.index(i) if i in centers else nearest[i] for i in size]
+
+
+def roots_of(parent: Sequence[int]) -> list[int]:
+    """Climbs from each token to where it ends."""
+    result = []
+    for token in range(len(parent)):
+        root = token
+        while parent[root] != root:
+            root = parent[root]
+        result.append(root)
+    return result
 
 
 @dataclass(frozen=True)
@@ -139,27 +198,61 @@ def compress(
     chosen: Sequence[Sequence[int]],
     parent: Sequence[int],
     lengths: Sequence[int],
-    places_of: dict[int, int],
+    places_of: Sequence[int] | Mapping[int, int],
+    *,
+    tree_mean: str = "members",
 ) -> LiteralVideo:
-    """Trees, then clusters of them, with the true mean of all members; places_of: unit -> clusters wanted."""
+    """Trees, then clusters of them; places_of: clusters wanted of each unit.
+
+    A group's value is the mean of all its members, or with "reference" the mean of its trees' values, each of
+    them its members' sum over 1 + the direct children of its root.
+    """
     num_units, num_tokens, width = features.shape
     flat = features.reshape(-1, width)
-    members: dict[int, list[int]] = {}
-    for token in range(len(flat)):
-        root = token
-        while parent[root] != root:
-            root = parent[root]
-        members.setdefault(root, []).append(token)
+    root = roots_of(parent)
+    segment = [s for s, length in enumerate(lengths) for _ in range(length * num_tokens)]
+    assert all(segment[i] == segment[r] for i, r in enumerate(root))  # no tree crosses a border
+    members = {r: [i for i, owner in enumerate(root) if owner == r] for r in set(root)}
+    children = {r: sum(p == r for p in parent) - 1 for r in members}
+    mean = {r: flat[members[r]].mean(axis=0) for r in members}
+    if tree_mean == "reference":
+        mean = {r: flat[members[r]].sum(axis=0) / (1 + children[r]) for r in members}
     picked = {t * num_tokens + n for t in range(num_units) for n in chosen[t]}
-    groups = {token: [token] for token in picked}
+    trees_of = {token: [token] for token in picked}
     for t in range(num_units):
         roots = [r for r in sorted(members) if r // num_tokens == t and r not in picked]
         if not roots:
             continue
-        values = np.stack([flat[members[r]].mean(axis=0) for r in roots])
-        centers, rank = clusters(values, places_of[t])
-        for root, own in zip(roots, rank, strict=True):
-            groups.setdefault(roots[centers[own]], []).extend(members[root])
-    kept = sorted(groups)
-    tokens = np.stack([flat[groups[index]].mean(axis=0) for index in kept])
-    return LiteralVideo(tokens, kept, [len(groups[index]) for index in kept])
+        centers, rank = clusters(np.stack([mean[r] for r in roots]), places_of[t])
+        for r, own in zip(roots, rank, strict=True):
+            trees_of.setdefault(roots[centers[own]], []).append(r)
+    kept = sorted(trees_of)
+    absorbed = [[i for r in trees_of[index] for i in members[r]] for index in kept]
+    values = [flat[group].mean(axis=0) for group in absorbed]
+    if tree_mean == "reference":
+        values = [np.mean([mean[r] for r in trees_of[index]], axis=0) for index in kept]
+    return LiteralVideo(np.stack(values), kept, [len(group) for group in absorbed])
+
+
+def whole(features: Array, saliency: Array, config: FlashVidConfig) -> LiteralVideo:
+    """All stages in a row, with `budget="exact"`."""
+    num_units, num_tokens, width = features.shape
+    kept, selected = budget(config, num_units, num_tokens)
+    lengths = [num_units]
+    if config.do_segment:
+        least, fill = config.min_segment_num, config.complementary_segment
+        lengths = segments(features, config.segment_threshold, least, fill)
+    chosen = select(features, saliency, selected, config.token_selection_method, lengths)
+    if kept == selected:  # no places for merged tokens: only the selected stay
+        indices = [t * num_tokens + n for t in range(num_units) for n in chosen[t]]
+        return LiteralVideo(features.reshape(-1, width)[indices], indices, [1] * len(indices))
+    parent = parents(features, chosen, lengths, kept, config.temporal_threshold)
+    picked = {t * num_tokens + n for t in range(num_units) for n in chosen[t]}
+    roots = [0] * num_units
+    for token, above in enumerate(parent):
+        roots[token // num_tokens] += above == token and token not in picked
+    places_of: list[int] = []
+    for length in lengths:
+        part = roots[len(places_of) : len(places_of) + length]
+        places_of += places(part, (kept - selected) * length)
+    return compress(features, chosen, parent, lengths, places_of, tree_mean=config.tree_mean)

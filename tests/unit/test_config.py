@@ -39,6 +39,7 @@ def test_frozen() -> None:
         ("budget", "strict"),
         ("do_segment", 1),
         ("complementary_segment", None),
+        ("adaptive", 1),
     ],
 )
 def test_refuses_and_names_the_value(name: str, value: object) -> None:
@@ -49,6 +50,13 @@ def test_refuses_and_names_the_value(name: str, value: object) -> None:
 def test_a_ceiling_needs_the_exact_budget() -> None:
     with pytest.raises(ValueError, match="use budget='exact'"):
         FlashVidConfig(max_visual_tokens=100, budget="reference")
+
+
+def test_adaptive_needs_the_exact_budget() -> None:
+    with pytest.raises(ValueError, match=r"adaptive=True must be False .* use budget='exact'"):
+        FlashVidConfig(adaptive=True, budget="reference")
+    assert FlashVidConfig(adaptive=True).adaptive
+    assert not FlashVidConfig().adaptive
 
 
 @pytest.mark.parametrize(
