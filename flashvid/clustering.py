@@ -84,7 +84,7 @@ def _distances(dots: Tensor, valid: Tensor, width: int) -> Tensor:
 
 def _library_distances(points: Tensor, valid: Tensor) -> Tensor:
     """The same as torch.cdist rounds them, unit by unit: with its own tiny distance of a point to itself."""
-    maps = torch.full((*valid.shape, valid.shape[1]), torch.inf, device=points.device)
+    maps = points.new_full((*valid.shape, valid.shape[1]), torch.inf)
     for row, some, is_point in zip(maps, points, valid, strict=True):
         chosen = some[is_point].unsqueeze(0)
         distances = torch.cdist(chosen, chosen)[0] / math.sqrt(points.shape[-1])

@@ -13,7 +13,8 @@ from torch import Tensor
 from flashvid.adaptive import merged_places, unit_budgets, unit_novelty
 from flashvid.checks import check_inputs, check_norms
 from flashvid.config import Budget, FlashVidConfig
-from flashvid.filling import Trees, cluster_trees
+from flashvid.crowds import Trees
+from flashvid.filling import cluster_trees
 from flashvid.merging import Groups, best_matches, grow_trees, tree_weights
 from flashvid.places import UnitBudget, share_places, unit_budget
 from flashvid.precision import full_precision

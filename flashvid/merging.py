@@ -68,7 +68,7 @@ def best_matches(products: TokenProducts, excluded: Tensor | None = None) -> tup
     """
     num_units, num_tokens = products.shape
     inverse = products.norms.reciprocal()
-    cosine = torch.full((num_units, num_tokens), -torch.inf, device=inverse.device)
+    cosine = torch.full_like(inverse, -torch.inf)
     match = torch.zeros(num_units, num_tokens, dtype=torch.int64, device=inverse.device)
     barred = torch.zeros_like(inverse)
     if excluded is not None:
@@ -166,9 +166,15 @@ class Groups:
         return order, F.pad(self.sizes.cumsum(0), (1, 0))
 
     def _widened_mean(self, rows: Tensor, weights: Tensor | None) -> Tensor:
-        num_groups = len(self.sizes)
-        sums = torch.zeros(num_groups + 1, rows.shape[1], device=rows.device)  # the last for rows in no group
-        group = torch.where(self.group < 0, num_groups, self.group)
+        num_groups, group = len(self.sizes), self.group
+        if 2 * self.num_members < len(rows):
+            members = (group >= 0).nonzero().squeeze(1)
+            rows, group = rows[members], group[members]
+            weights = None if weights is None else weights[members]
+        else:
+            group = torch.where(group < 0, num_groups, group)
+        # the last sum is for rows in no group
+        sums = rows.new_zeros(num_groups + 1, rows.shape[1], dtype=torch.float32)
         for start, part in widened(rows):
             piece = slice(start, start + len(part))
             weighted = part if weights is None else part.mul_(weights[piece].unsqueeze(-1))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from flashvid.config import SelectionMethod
+from flashvid.merging import Groups
 from flashvid.products import TokenProducts, unit_chunks
 
 __all__ = ["event_relevance", "select_by_diversity", "select_by_saliency", "select_tokens"]
@@ -61,10 +62,10 @@ def event_relevance(features: Tensor, means: Tensor, segment_of_unit: Tensor, nu
     features: (T, N, D) any float dtype; means: (T, D) float32; segment_of_unit: (T,) int64. (FlashVID section
     3.3, method `attn_div_v2`.)
     """
-    sums = means.new_zeros(num_segments, means.shape[-1]).index_add_(0, segment_of_unit, means)
-    units = torch.bincount(segment_of_unit, minlength=num_segments).unsqueeze(-1)
+    units = torch.bincount(segment_of_unit, minlength=num_segments)
     # the mean of dot products is the dot product with the mean
-    centre = (sums / units)[segment_of_unit].unsqueeze(-1)  # (T, D, 1)
+    mean = Groups(segment_of_unit, units, len(means)).mean(means)
+    centre = mean[segment_of_unit].unsqueeze(-1)  # (T, D, 1)
     relevance = means.new_empty(features.shape[:2])
     for start, stop in unit_chunks(len(features), 4 * features.shape[1] * features.shape[2]):
         product = torch.bmm(features[start:stop].float(), centre[start:stop])
@@ -91,6 +92,7 @@ def _weighted_distances(products: TokenProducts, start: int, stop: int, scale: T
     inverse = products.norms[start:stop].reciprocal()
     maps = inverse.unsqueeze(2) * inverse.unsqueeze(1)  # first, so that rounding keeps the map symmetric
     maps.mul_(products.within(start, stop)).neg_().add_(1)
+    maps.diagonal(dim1=1, dim2=2).zero_()  # not a rounding error, whose sign a negative scale would turn
     return maps if scale is None else maps.mul_(scale.unsqueeze(1))
 
 
