@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from flashvid.config import FlashVidConfig
+from flashvid.profiles import profile
 
 if TYPE_CHECKING:
     from flashvid.compression import CompressedVideo, CompressionPlan, compress, plan_compression
@@ -19,6 +20,7 @@ __all__ = [
     "compress",
     "flashvid",
     "plan_compression",
+    "profile",
 ]
 
 # torch and transformers take seconds to import; whoever only reads a configuration need not wait for them

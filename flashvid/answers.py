@@ -18,7 +18,10 @@ __all__ = ["Generation", "VideoAnswers", "VideoInput", "token_limits"]
 
 @dataclass(frozen=True)
 class VideoInput:
-    """Sampled frames uint8 (T, H, W, 3), RGB, tensor or numpy array, and the seconds between two of them."""
+    """Sampled frames uint8 (T, H, W, 3), RGB, tensor or numpy array, and the seconds between two of them.
+
+    Raises ValueError for seconds that are negative or not finite.
+    """
 
     frames: Any
     second_per_frame: float
@@ -51,9 +54,10 @@ class VideoAnswers:
     """Answers in the order of the prompts, what they cost, and which tokens stood for the video.
 
     visual_tokens_after enter the language model, visual_tokens_mean is the mean over its layers; kept (K,)
-    int64 on the CPU; grid_thw is (units, rows, columns) in patches. ``prefill_seconds`` are for the
-    tokens up to the video's end, with pruning inside the model for whole prompts; the rest is
-    ``decode_seconds``.
+    int64 on the CPU; grid_thw is (units, rows, columns) in patches. budget_tokens is the most that the
+    settings and the baseline let in; with ``adaptive`` a video that repeats itself uses fewer.
+    ``prefill_seconds`` are for the tokens up to the video's end, with pruning inside the model for whole
+    prompts; the rest is ``decode_seconds``.
     """
 
     generations: tuple[Generation, ...]
@@ -66,6 +70,7 @@ class VideoAnswers:
     decode_seconds: float
     kept: Tensor
     grid_thw: Grid
+    budget_tokens: int
 
 
 def token_limits(max_new_tokens: int | Sequence[int], num_prompts: int) -> list[int]:

@@ -2,35 +2,42 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from flashvid.answers import Generation, VideoAnswers, VideoInput, token_limits
-from flashvid.budget import PruningSchedule, llm_ratio_for_budget, mean_visual_tokens
-from flashvid.compression import CompressedVideo
+from flashvid.budget import (
+    PruningSchedule,
+    config_for_baseline,
+    inside_schedule,
+    mean_visual_tokens,
+    schedule_for_baseline,
+)
+from flashvid.chat import VideoChat
+from flashvid.compression import CompressedVideo, CompressionPlan
 from flashvid.config import FlashVidConfig
 from flashvid.frames import VisionSettings, iterate_patches
 from flashvid.models import EncodedVideo, adapter_for, load_model, needs_saliency
-from flashvid.positions import Grid, PositionStyle, VisionSpan
-from flashvid.prompt import ShortPrompt, pad_prompts, shorten_prompt
+from flashvid.positions import Grid, PositionStyle
+from flashvid.prompt import PromptBatch, ShortPrompt, pad_prompts
 from flashvid.pruning import prune_inside
+from flashvid.reports import budget_tokens
 from flashvid.timing import Clock, FirstToken
-from flashvid.wrapper import inside_schedule
 
 __all__ = ["Engine", "Generation", "VideoAnswers", "VideoInput"]
 
 _PROMPTS_PER_BATCH = 16
-# A budget may push the ratio inside the model down to this before fewer tokens are let in.
-_LEAST_INSIDE_RATIO = 0.1
 
 
 class Engine:
-    """Answers prompts about videos with one model; keeps nothing between calls."""
+    """Answers prompts about videos with one model; keeps nothing between calls.
+
+    Several engines may share a model, in several threads at once. Raises ValueError for ``vision`` settings
+    of another checkpoint and for a batch size below 1, TypeError for unsupported models.
+    """
 
     def __init__(
         self,
@@ -56,7 +63,7 @@ class Engine:
         self._tokenizer = tokenizer
         self._config = config
         self._vision = vision
-        self._positions = positions
+        self._chat = VideoChat(self._adapter, tokenizer, vision, positions)
         self._units_per_chunk = max_units_per_chunk
         self._batch = max_prompts_per_batch
         self._schedule = inside_schedule(config, self._adapter.num_layers)
@@ -73,7 +80,10 @@ class Engine:
         attn_implementation: str | None = None,
         **settings: Any,
     ) -> Engine:
-        """Load a checkpoint from a folder or the hub; ``settings`` are the keywords of ``Engine``."""
+        """Load a checkpoint from a folder or the hub; ``settings`` are the keywords of ``Engine``.
+
+        ``dtype`` "auto" is the checkpoint's own. Raises as ``load_model`` and ``Engine`` do.
+        """
         loaded = load_model(
             name_or_path,
             device=device,
@@ -102,17 +112,18 @@ class Engine:
         ``max_new_tokens``: one limit for all prompts or one for each.
         ``baseline_tokens``: visual tokens that the language model may see at most, per layer on average with
         pruning inside the model, on entry without. Raises ValueError for no prompts, frames of a wrong shape
-        or a budget that cannot be held.
+        or a budget that cannot be held. Sections 3.2-3.5.
         """
         limits = token_limits(max_new_tokens, len(prompts))
         clock = Clock(self._adapter.device)
+        config = self._config_for(baseline_tokens)
+        self._check_units(video, config, baseline_tokens)
         encoded, grid = self._encode(video)
         encode_seconds = clock.lap()
-        config = self._config_for(baseline_tokens)
         compressed = encoded.compress(config)
         schedule = self._schedule_for(len(compressed.kept), baseline_tokens)
         compress_seconds = clock.lap()
-        shorts = [self._short_prompt(text, grid, video, compressed) for text in prompts]
+        shorts = [self._chat.prompt(text, grid, video.second_per_frame, compressed.kept) for text in prompts]
         rows, prefill_seconds, decode_seconds = self._decode(shorts, compressed, schedule, limits, clock)
         planned = schedule or PruningSchedule(1, 1.0)
         return VideoAnswers(
@@ -128,7 +139,19 @@ class Engine:
             decode_seconds=decode_seconds,
             kept=compressed.kept.cpu(),
             grid_thw=grid,
+            budget_tokens=budget_tokens(config, *encoded.features.shape[:2]),
         )
+
+    @torch.no_grad()
+    def plan(self, video: VideoInput, *, baseline_tokens: int | None = None) -> tuple[CompressionPlan, Grid]:
+        """What :meth:`answer` keeps of a video's tokens, without answering, and the video's grid in patches.
+
+        Raises as :meth:`answer` does, and ValueError at retention_ratio=1, where there is nothing to plan.
+        """
+        config = self._config_for(baseline_tokens)
+        self._check_units(video, config, baseline_tokens)
+        encoded, grid = self._encode(video)
+        return encoded.plan(config), grid
 
     def _encode(self, video: VideoInput) -> tuple[EncodedVideo, Grid]:
         frames = video.as_tensor()
@@ -148,57 +171,29 @@ class Engine:
 
     def _config_for(self, baseline: int | None) -> FlashVidConfig:
         """The settings with the budget as a ceiling on the tokens that enter the language model."""
-        if baseline is None or self._config.is_bypass:
+        if baseline is None:
             return self._config
-        most = baseline
-        if self._schedule is not None:
-            layers, before = self._adapter.num_layers, self._schedule.layer
-            most = math.floor(baseline * layers / (before + _LEAST_INSIDE_RATIO * (layers - before)))
-        if self._config.max_visual_tokens is not None:
-            most = min(most, self._config.max_visual_tokens)
-        return replace(self._config, max_visual_tokens=most)
+        return config_for_baseline(self._config, self._adapter.num_layers, baseline)
+
+    def _check_units(self, video: VideoInput, config: FlashVidConfig, baseline: int | None) -> None:
+        """Before the tower runs: every temporal unit keeps a token, so a ceiling bounds the frames."""
+        most, per_unit = config.max_visual_tokens, self._vision.temporal_patch_size
+        num_frames = len(video.as_tensor())
+        units = -(-num_frames // per_unit)
+        if most is None or config.is_bypass or units <= most:
+            return
+        cause = f"max_visual_tokens={most}"
+        if baseline is not None and most != self._config.max_visual_tokens:
+            cause = f"baseline_tokens={baseline}, which lets {most} visual tokens in,"
+        raise ValueError(
+            f"{cause} is too few for {num_frames} frames: each of their {units} temporal units keeps at "
+            f"least one token; sample at most {most * per_unit} frames or raise it"
+        )
 
     def _schedule_for(self, kept: int, baseline: int | None) -> PruningSchedule | None:
         if self._schedule is None or baseline is None:
             return self._schedule
-        layer = self._schedule.layer
-        ratio = llm_ratio_for_budget(self._adapter.num_layers, layer, kept, baseline)
-        return PruningSchedule(layer, min(ratio, self._schedule.ratio))
-
-    def _short_prompt(
-        self, text: str, grid: Grid, video: VideoInput, compressed: CompressedVideo
-    ) -> ShortPrompt:
-        units, rows, columns = grid
-        merge = self._adapter.merge_size
-        ids = self._template_ids(text)
-        start = ids.index(self._adapter.video_token_id)
-        span = VisionSpan(
-            "video",
-            start,
-            (units, rows // merge, columns // merge),
-            self._vision.temporal_patch_size * video.second_per_frame,
-        )
-        full = ids[:start] + [self._adapter.video_token_id] * span.num_tokens + ids[start + 1 :]
-        return shorten_prompt(
-            torch.tensor(full),
-            [span],
-            [compressed.kept],
-            tokens_per_second=self._adapter.tokens_per_second,
-            style=self._positions,
-        )
-
-    def _template_ids(self, text: str) -> list[int]:
-        """Token ids of the chat with one placeholder for the video, which comes first."""
-        message = {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": text}]}
-        chat = self._tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
-        ids: list[int] = list(self._tokenizer(chat, add_special_tokens=False)["input_ids"])
-        found = ids.count(self._adapter.video_token_id)
-        if found != 1:
-            raise ValueError(
-                f"the chat of prompt {text!r} has {found} video placeholders, need exactly 1; "
-                "prompts must not hold special tokens, and the chat template must know videos"
-            )
-        return ids
+        return schedule_for_baseline(self._schedule, self._adapter.num_layers, kept, baseline)
 
     def _decode(
         self,
@@ -212,11 +207,7 @@ class Engine:
         if schedule is not None and schedule.ratio < 1:
             return self._decode_pruned(shorts, compressed, schedule, limits, clock)
         prefix = _shared_prefix(shorts)
-        head = pad_prompts(
-            [shorts[0].head(prefix)],
-            pad_token_id=self._adapter.pad_token_id,
-            device=self._adapter.device,
-        )
+        head = self._pad([shorts[0].head(prefix)])
         cache = self._adapter.prefill(head.input_ids, head.position_ids, videos=[compressed.tokens])
         prefill_seconds = clock.lap()
         rows: list[Tensor] = []
@@ -224,7 +215,7 @@ class Engine:
             part = shorts[start : start + self._batch]
             fork = self._adapter.fork_cache(cache, len(part))
             most = max(limits[start : start + self._batch])
-            rows += self._generate(part, most, prefix=prefix, past_key_values=fork)
+            rows += self._generate(self._pad(part, prefix), most, past_key_values=fork)
         return rows, prefill_seconds, clock.lap()
 
     def _decode_pruned(
@@ -235,29 +226,26 @@ class Engine:
         limits: list[int],
         clock: Clock,
     ) -> tuple[list[Tensor], float, float]:
-        """One prompt at a time from the same tokens: what is pruned depends on the prompt's last token."""
+        """Whole prompts in padded batches: what is pruned depends on each prompt's last token."""
         rows: list[Tensor] = []
         prefill_seconds = decode_seconds = 0.0
-        for short, limit in zip(shorts, limits, strict=True):
+        for start in range(0, len(shorts), self._batch):
+            batch = self._pad(shorts[start : start + self._batch])
+            videos = [compressed.tokens] * len(batch.input_ids)
+            most = max(limits[start : start + self._batch])
             first = FirstToken(clock)
-            with prune_inside(
-                self._adapter.decoder_layers,
-                short.video,
-                layer=schedule.layer,
-                ratio=schedule.ratio,
-                attention_of=self._adapter.attention_of,
-            ):
-                rows += self._generate([short], limit, videos=[compressed.tokens], streamer=first)
+            with prune_inside(self._adapter, batch, schedule):
+                rows += self._generate(batch, most, videos=videos, streamer=first)
             prefill_seconds += first.seconds
             decode_seconds += clock.lap()
         return rows, prefill_seconds, decode_seconds
 
-    def _generate(
-        self, shorts: Sequence[ShortPrompt], max_new_tokens: int, *, prefix: int = 0, **kwargs: Any
-    ) -> list[Tensor]:
-        batch = pad_prompts(
+    def _pad(self, shorts: Sequence[ShortPrompt], prefix: int = 0) -> PromptBatch:
+        return pad_prompts(
             shorts, pad_token_id=self._adapter.pad_token_id, prefix=prefix, device=self._adapter.device
         )
+
+    def _generate(self, batch: PromptBatch, max_new_tokens: int, **kwargs: Any) -> list[Tensor]:
         output = self._adapter.generate(
             batch.input_ids,
             batch.attention_mask,

@@ -30,7 +30,7 @@ class VisionSpan:
     """One image or video inside a prompt: the half-open token range ``[start, stop)`` it occupies.
 
     ``grid`` is (units, rows, columns) in merged tokens; ``second_per_grid`` the seconds between two units
-    (0 for images).
+    (0 for images). Raises ValueError for seconds that are negative or not finite.
     """
 
     kind: Kind
@@ -123,7 +123,8 @@ def mrope_positions(
 
     ``"trained"``: temporal = floor(unit * second_per_grid * tokens_per_second) in float32, text after an
     image or video starts at the maximum of all three axes + 1; generation goes on from the last position + 1.
-    ``"transformers"``: what 5.23's ``get_rope_index`` returns, for parity tests only.
+    ``"transformers"``: what 5.23's ``get_rope_index`` returns, for parity tests only. Raises ValueError for
+    another style.
     """
     if style not in ("trained", "transformers"):
         raise ValueError(f'positions {style!r} is unknown; use "trained" or "transformers"')

@@ -17,7 +17,6 @@ __all__ = [
     "pad_prompts",
     "restore_prompt",
     "shorten_prompt",
-    "stack_right",
     "token_types",
 ]
 
@@ -44,15 +43,19 @@ class ShortPrompt:
 
 @dataclass(frozen=True)
 class PromptBatch:
-    """Padded prompts: input_ids, attention_mask (B, S); position_ids (4, B, S), the text row first."""
+    """Padded prompts: input_ids, attention_mask (B, S) int64; position_ids (4, B, S) int64.
+
+    The first of the four is the text row. video: (B, S) bool, True at video tokens.
+    """
 
     input_ids: Tensor
     attention_mask: Tensor
     position_ids: Tensor
+    video: Tensor
 
 
 def token_types(input_ids: Tensor, *, image_token_id: int, video_token_id: int) -> Tensor:
-    """0 for text, 1 for image, 2 for video placeholders, same shape as ``input_ids``."""
+    """0 for text, 1 for image, 2 for video placeholders: (B, S) or (S,) int64, as ``input_ids``."""
     return (input_ids == image_token_id).long() + 2 * (input_ids == video_token_id).long()
 
 
@@ -93,6 +96,7 @@ def pad_prompts(
     input_ids = torch.full(shape, pad_token_id, dtype=torch.int64)
     mask = torch.zeros(shape, dtype=torch.int64)
     positions = torch.zeros((4, *shape), dtype=torch.int64)
+    video = torch.zeros(shape, dtype=torch.bool)
     for row, prompt in enumerate(prompts):
         behind = size - (len(prompt) - prefix)
         for target, source in (
@@ -104,21 +108,18 @@ def pad_prompts(
             # The text row counts on without a gap: the library would take a gap for a packed sequence.
             positions[0, row, target] = torch.arange(len(prompt))[source]
             positions[1:, row, target] = prompt.positions[:, source]
-    return PromptBatch(input_ids.to(device), mask.to(device), positions.to(device))
+            video[row, target] = prompt.video[source]
+    return PromptBatch(input_ids.to(device), mask.to(device), positions.to(device), video.to(device))
 
 
 def restore_prompt(output: Any, input_ids: Tensor, short: int) -> Any:
-    """Put the caller's prompt back before the new tokens, so that ``out[:, input_ids.shape[1]:]`` holds."""
+    """Put the caller's prompt back before the new tokens, so that ``out[:, input_ids.shape[1]:]`` holds.
+
+    ``output``: ids (rows, short + new) int64, or a mapping with such "sequences"; ``input_ids`` (B, S) int64,
+    where each prompt has rows / B rows, one after another; ``short``: length of the prompts in ``output``.
+    """
     if isinstance(output, Tensor):
         prompt = input_ids.repeat_interleave(output.shape[0] // input_ids.shape[0], dim=0)
         return torch.cat((prompt.to(output.device), output[:, short:]), dim=1)
     output["sequences"] = restore_prompt(output["sequences"], input_ids, short)
     return output
-
-
-def stack_right(parts: Sequence[Tensor], pad_token_id: int) -> Tensor:
-    """Rows of different lengths, (1, S) each, as one (B, S) tensor padded on the right."""
-    size = max(part.shape[1] for part in parts)
-    return torch.cat(
-        [torch.nn.functional.pad(part, (0, size - part.shape[1]), value=pad_token_id) for part in parts]
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
@@ -24,8 +25,9 @@ def received_attention(
 ) -> Tensor:
     """Mean over heads and queries of softmax(q k^T * scaling) inside each run of ``lengths``: (S,) float32.
 
-    ``query``, ``key``: (S, heads, head_dim), rotary positions applied; tokens attend only within their run.
-    At most ``max_weights`` weights exist at once (or one row of queries per head, where that is more).
+    The saliency of section 3.3. ``query``, ``key``: (S, heads, head_dim), any float dtype, rotary positions
+    applied; tokens attend only within their run. At most ``max_weights`` weights exist at once (or one row of
+    queries per head, where that is more).
     """
     pieces: list[Tensor] = []
     start = 0
@@ -65,6 +67,7 @@ def _received_batched(query: Tensor, key: Tensor, scaling: float, max_weights: i
 def pool_patches(received: Tensor, patches_per_token: int, order: Tensor) -> Tensor:
     """Average over each merged token's patches and undo the window order: (S,) to (S/patches_per_token,).
 
+    ``received``: (S,) float32, in the tower's window order; S a multiple of ``patches_per_token``.
     ``order``: (S/patches_per_token,) int64, raster index of the merged token at each windowed place.
     """
     pooled = received.view(-1, patches_per_token).mean(dim=1)
@@ -73,13 +76,18 @@ def pool_patches(received: Tensor, patches_per_token: int, order: Tensor) -> Ten
     return raster
 
 
-def last_query_attention(query: Tensor, key: Tensor, *, scaling: float) -> Tensor:
-    """Attention of one query over all keys, averaged over heads: (S,) float32.
+def last_query_attention(
+    query: Tensor, key: Tensor, *, scaling: float, valid: Tensor | None = None
+) -> Tensor:
+    """Attention of one query over all keys, averaged over heads: (..., S) float32 (section 3.5).
 
-    ``query`` (heads, head_dim), ``key`` (S, kv_heads, head_dim), rotary positions applied; query heads share
-    key heads in consecutive groups. Costs one row of the attention map, never the map.
+    ``query`` (..., heads, head_dim), ``key`` (..., S, kv_heads, head_dim), rotary positions applied; query
+    heads share key heads in consecutive groups. ``valid`` (..., S) bool: keys that are no padding; None: all.
+    Costs one row of the attention map, never the map.
     """
-    kv_heads = key.shape[1]
-    grouped = query.float().view(kv_heads, -1, query.shape[-1])  # (kv_heads, group, head_dim)
-    scores = torch.einsum("kgd,skd->kgs", grouped, key.float()) * scaling
-    return scores.softmax(dim=-1).mean(dim=(0, 1))
+    shape = (*query.shape[:-2], key.shape[-2], -1, query.shape[-1])
+    grouped = query.float().reshape(shape)  # (..., kv_heads, group, head_dim)
+    scores = torch.einsum("...kgd,...skd->...kgs", grouped, key.float()) * scaling
+    if valid is not None:
+        scores = scores.masked_fill(~valid[..., None, None, :], -math.inf)
+    return scores.softmax(dim=-1).mean(dim=(-3, -2))

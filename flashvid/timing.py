@@ -18,6 +18,7 @@ class Clock:
         self._last = self._now()
 
     def lap(self) -> float:
+        """Seconds since the lap before, or since the clock was made."""
         now = self._now()
         lap, self._last = now - self._last, now
         return lap
@@ -37,9 +38,10 @@ class FirstToken:
         self.seconds = 0.0
 
     def put(self, value: Tensor) -> None:
+        """Count a call: first the prompt, (B, S) int64, then the new tokens, (B,) int64."""
         self._seen += 1
         if self._seen == 2:
             self.seconds = self._clock.lap()
 
     def end(self) -> None:
-        pass
+        """The end of the text is not timed."""

@@ -2,52 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from flashvid.budget import PruningSchedule, mean_visual_tokens, pruning_schedule
+from flashvid.arguments import Arguments, check_arguments
+from flashvid.budget import PruningSchedule, inside_schedule, mean_visual_tokens
 from flashvid.compression import CompressedVideo
 from flashvid.config import FlashVidConfig
-from flashvid.models import adapter_for, needs_saliency
-from flashvid.positions import Grid, PositionStyle, VisionSpan, find_spans
-from flashvid.prompt import ShortPrompt, pad_prompts, restore_prompt, shorten_prompt, stack_right, token_types
+from flashvid.models import adapter_for
+from flashvid.positions import PositionStyle
+from flashvid.prompt import pad_prompts, restore_prompt
 from flashvid.pruning import prune_inside
 from flashvid.reports import GenerationReport, VideoReport
+from flashvid.rows import Row, RowReader, VisualInputs
+from flashvid.settings import FlashVidSettings, with_settings
 
-__all__ = ["FlashVidModel", "flashvid", "inside_schedule"]
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
-_OURS = ("inputs", "inputs_embeds", "position_ids", "past_key_values", "mm_encoder_outputs")
+__all__ = ["FlashVidModel", "flashvid"]
+
 # What torch and transformers let one chain: `flashvid(model).eval()` must not hand back the bare model.
 _CHAINED = ("to", "cuda", "cpu", "eval", "train", "half", "float", "bfloat16", "requires_grad_")
 
 
-@dataclass(frozen=True)
-class _Row:
-    """One prompt of a call with the features that belong to it."""
-
-    prompt: ShortPrompt
-    videos: tuple[CompressedVideo, ...]
-    images: tuple[Tensor, ...]
-    reports: tuple[VideoReport, ...]
-
-
-def inside_schedule(config: FlashVidConfig, num_layers: int) -> PruningSchedule | None:
-    """Where the language model prunes, or None where it does not; retention 1 prunes only when told to."""
-    if config.is_bypass and config.llm_retention_ratio is None:
-        return None
-    schedule = pruning_schedule(
-        num_layers, config.expansion, config.pruning_layer, config.llm_retention_ratio
-    )
-    return None if schedule.ratio >= 1 else schedule
-
-
 class FlashVidModel:
-    """A wrapped model. ``generate`` compresses; every other attribute is the model's own."""
+    """A wrapped model. ``generate`` compresses; every other attribute is the model's own.
+
+    Made by :func:`flashvid`, which see. Several may share one model, in several threads at once. Raises
+    TypeError for unsupported models, ValueError for settings that do not fit its number of layers.
+    """
 
     def __init__(self, model: Any, config: FlashVidConfig, *, positions: PositionStyle = "trained") -> None:
         if positions not in ("trained", "transformers"):
@@ -55,7 +44,7 @@ class FlashVidModel:
         self._model = model
         self._adapter = adapter_for(model)
         self._schedule = inside_schedule(config, self._adapter.num_layers)
-        self._positions = positions
+        self._reader = RowReader(self._adapter, config, positions)
         self._config = config
 
     @property
@@ -93,167 +82,67 @@ class FlashVidModel:
     ) -> Any:
         """The model's ``generate`` on compressed videos; inputs as the Hugging Face processor returns them.
 
-        ``input_ids`` (B, S) holds one placeholder per uncompressed visual token. ``mm_token_type_ids`` is
-        derived from it and, if given, only checked. ``second_per_grid_ts``, seconds between two units, one
-        per video, is required. Images stay uncompressed. Returns what ``model.generate`` returns, beginning
-        with the caller's prompt, and with ``return_report`` a pair with the :class:`GenerationReport`. With
-        pruning inside the model the rows of a batch run one after another. Raises ValueError for bad inputs.
+        ``input_ids`` (B, S) int64 holds one placeholder per uncompressed visual token, ``attention_mask``
+        (B, S) int64 is 0 at padding on either side; pixels (patches, C*tp*p*p) float, grids (videos, 3)
+        int64. ``mm_token_type_ids`` is derived and, if given, only checked. ``second_per_grid_ts``, seconds
+        between two units, one per video, is required. Images stay uncompressed; text-only rows are welcome.
+
+        Returns what ``model.generate`` returns: ``out[:, input_ids.shape[1]:]`` are the new tokens, also of
+        beams and of several returned sequences, and with ``return_report`` comes a pair with the
+        :class:`GenerationReport`. ``max_length`` and ``min_length``, wherever set, count the caller's prompt;
+        streamers, logits processors, stopping criteria and ``prefix_allowed_tokens_fn`` see it whole.
+        Processors that ``generate`` makes itself, such as the one of ``repetition_penalty``, see the
+        shortened prompt. A processor given beside one of its kind that ``generate`` makes adds to it.
+        ``past_key_values``, hidden states and attentions are those of the shortened prompt, and from the
+        pruning layer on of its kept tokens, with each row's padding on the left.
+
+        Raises ValueError for inputs that do not belong together, and for what is not supported: static
+        caches with pruning inside, prompts in pieces, assisted decoding, guidance. Sections 3.2-3.5.
         """
-        for name in _OURS:
-            if generate_kwargs.get(name) is not None:
-                raise ValueError(
-                    f"{name} cannot be given: it is made here from input_ids and the pixel values"
-                )
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        self._check_types(input_ids, mm_token_type_ids)
-        images = self._images(pixel_values, image_grid_thw)
-        videos = self._videos(pixel_values_videos, video_grid_thw, second_per_grid_ts)
-        rows = [
-            self._row(ids[keep.bool()], images, videos) for ids, keep in zip(input_ids, mask, strict=True)
-        ]
-        for name, left in (("image", images), ("video", videos)):
-            if next(left, None) is not None:
-                raise ValueError(
-                    f"{name}_grid_thw has more rows than input_ids has {name}s; pass one row per {name}"
-                )
-        output = self._run(input_ids, rows, _fit_lengths(generate_kwargs, input_ids, rows))
+        arguments = Arguments(generate_kwargs, self._model.generation_config)
+        check_arguments(arguments, pruned=self._schedule is not None)
+        visual = VisualInputs(
+            pixel_values_videos, video_grid_thw, second_per_grid_ts, pixel_values, image_grid_thw
+        )
+        rows = self._reader.read(input_ids, attention_mask, mm_token_type_ids, visual)
+        output = self._run(input_ids, rows, arguments)
         return (output, self._report(rows)) if return_report else output
 
+    @torch.no_grad()
     def encode_video(
         self, pixel_values_videos: Tensor, video_grid_thw: Tensor
     ) -> tuple[CompressedVideo, VideoReport]:
-        """Encode and compress one video: patches (P, C) and its grid, (3,) or (1, 3), in patches."""
+        """Encode and compress one video; sections 3.2-3.4.
+
+        ``pixel_values_videos`` (patches, C*tp*p*p) float, ``video_grid_thw`` (3,) or (1, 3) int64, in
+        patches. Raises ValueError where they do not fit each other.
+        """
         units, height, width = (int(value) for value in video_grid_thw.flatten().tolist())
-        merge = self._adapter.merge_size
-        compressed = self._compress(pixel_values_videos, (units, height, width))
-        return compressed, VideoReport((units, height // merge, width // merge), compressed.kept)
+        return self._reader.compress(pixel_values_videos, (units, height, width))
 
-    def _compress(self, pixels: Tensor, grid: Grid) -> CompressedVideo:
-        needed = needs_saliency(self._config)
-        return self._adapter.encode_video(pixels, grid, with_saliency=needed).compress(self._config)
-
-    def _check_types(self, input_ids: Tensor, given: Tensor | None) -> None:
-        if given is not None and not torch.equal(given.to(input_ids), self._types(input_ids)):
-            raise ValueError("mm_token_type_ids disagrees with the placeholders in input_ids; leave it out")
-
-    def _types(self, input_ids: Tensor) -> Tensor:
-        return token_types(
-            input_ids,
-            image_token_id=self._adapter.image_token_id,
-            video_token_id=self._adapter.video_token_id,
-        )
-
-    def _images(self, pixels: Tensor | None, grids: Tensor | None) -> Iterator[tuple[Grid, Tensor]]:
-        if (pixels is None) != (grids is None):
-            raise ValueError("pixel_values and image_grid_thw belong together; pass both or neither")
-        if pixels is None or grids is None:
-            return iter(())
-        return iter(list(zip(_grids(grids), self._adapter.encode_images(pixels, grids), strict=True)))
-
-    def _videos(
-        self, pixels: Tensor | None, grids: Tensor | None, seconds: Tensor | list[float] | None
-    ) -> Iterator[tuple[Grid, float, CompressedVideo]]:
-        """Encode and compress one video after another, so that only one has its full features in memory."""
-        if (pixels is None) != (grids is None):
-            raise ValueError("pixel_values_videos and video_grid_thw belong together; pass both or neither")
-        if pixels is None or grids is None:
-            return iter(())
-        if seconds is None:
-            raise ValueError(
-                "second_per_grid_ts is missing; pass the seconds between two temporal units of each video "
-                "(frames per unit / sampled frames per second), else the model cannot tell when things happen"
-            )
-        sizes = [units * high * wide for units, high, wide in _grids(grids)]
-        if sum(sizes) != len(pixels):
-            raise ValueError(
-                f"pixel_values_videos has {len(pixels)} patches, video_grid_thw stands for {sum(sizes)}"
-            )
-        patches = torch.split(pixels, sizes)
-        every = [float(value) for value in seconds]
-        if len(every) != len(patches):
-            raise ValueError(f"{len(every)} second_per_grid_ts for {len(patches)} videos; pass one per video")
-        timed = zip(patches, _grids(grids), every, strict=True)
-        return ((grid, second, self._compress(part, grid)) for part, grid, second in timed)
-
-    def _row(
-        self,
-        input_ids: Tensor,
-        images: Iterator[tuple[Grid, Tensor]],
-        videos: Iterator[tuple[Grid, float, CompressedVideo]],
-    ) -> _Row:
-        taken_images: list[Tensor] = []
-        taken_videos: list[CompressedVideo] = []
-
-        def image_grids() -> Iterator[Grid]:
-            for grid, features in images:
-                taken_images.append(features)
-                yield grid
-
-        def video_grids() -> Iterator[tuple[Grid, float]]:
-            for grid, second, compressed in videos:
-                taken_videos.append(compressed)
-                yield grid, second
-
-        spans = find_spans(
-            self._types(input_ids).tolist(), image_grids(), video_grids(), merge_size=self._adapter.merge_size
-        )
-        prompt = shorten_prompt(
-            input_ids,
-            spans,
-            [video.kept for video in taken_videos],
-            tokens_per_second=self._adapter.tokens_per_second,
-            style=self._positions,
-        )
-        return _Row(prompt, tuple(taken_videos), tuple(taken_images), _reports(spans, taken_videos))
-
-    def _run(self, input_ids: Tensor, rows: list[_Row], kwargs: dict[str, Any]) -> Any:
-        if self._schedule is None or not any(row.videos for row in rows):
-            return self._run_together(input_ids, rows, kwargs)
-        if (kind := kwargs.get("cache_implementation")) not in (None, "dynamic"):
-            rule = "'dynamic' while tokens are pruned inside the model; or set llm_retention_ratio=1"
-            raise ValueError(f"cache_implementation={kind!r} must be {rule}")
-        if len(rows) == 1:
-            with self._pruned(rows[0].prompt):
-                return self._run_together(input_ids, rows, kwargs)
-        if kwargs.get("return_dict_in_generate"):
-            raise NotImplementedError(
-                "return_dict_in_generate needs one prompt per call while tokens are pruned inside the model; "
-                "pass the prompts singly or set llm_retention_ratio=1"
-            )
-        parts = []
-        for index, row in enumerate(rows):
-            with self._pruned(row.prompt):
-                parts.append(self._run_together(input_ids[index : index + 1], [row], kwargs))
-        return stack_right(parts, self._adapter.pad_token_id)
-
-    def _pruned(self, prompt: ShortPrompt) -> AbstractContextManager[None]:
-        if self._schedule is None or not bool(prompt.video.any()):
-            return nullcontext()
-        return prune_inside(
-            self._adapter.decoder_layers,
-            prompt.video,
-            layer=self._schedule.layer,
-            ratio=self._schedule.ratio,
-            attention_of=self._adapter.attention_of,
-        )
-
-    def _run_together(self, input_ids: Tensor, rows: list[_Row], kwargs: dict[str, Any]) -> Any:
+    def _run(self, input_ids: Tensor, rows: list[Row], arguments: Arguments) -> Any:
+        pad = arguments.value("pad_token_id")
         batch = pad_prompts(
             [row.prompt for row in rows],
-            pad_token_id=self._adapter.pad_token_id,
+            pad_token_id=self._adapter.pad_token_id if pad is None else int(pad),
             device=self._adapter.device,
         )
-        output = self._adapter.generate(
-            batch.input_ids,
-            batch.attention_mask,
-            batch.position_ids,
-            videos=[video.tokens for row in rows for video in row.videos],
-            images=[image for row in rows for image in row.images],
-            **kwargs,
-        )
-        return restore_prompt(output, input_ids, batch.input_ids.shape[1])
+        short = batch.input_ids.shape[1]
+        kwargs = arguments.fitted(input_ids, short)
+        schedule = self._schedule
+        inside = nullcontext() if schedule is None else prune_inside(self._adapter, batch, schedule)
+        with inside:
+            output = self._adapter.generate(
+                batch.input_ids,
+                batch.attention_mask,
+                batch.position_ids,
+                videos=[video.tokens for row in rows for video in row.videos],
+                images=[image for row in rows for image in row.images],
+                **kwargs,
+            )
+        return restore_prompt(output, input_ids, short)
 
-    def _report(self, rows: list[_Row]) -> GenerationReport:
+    def _report(self, rows: list[Row]) -> GenerationReport:
         schedule = self._schedule or PruningSchedule(1, 1.0)
         entered = [sum(len(video.kept) for video in row.videos) for row in rows]
         layers = self._adapter.num_layers
@@ -261,39 +150,26 @@ class FlashVidModel:
         return GenerationReport(tuple(report for row in rows for report in row.reports), tuple(means))
 
 
+@with_settings
 def flashvid(
     model: Any,
     retention_ratio: float | None = None,
     *,
     config: FlashVidConfig | None = None,
     positions: PositionStyle = "trained",
-    **settings: Any,
+    **settings: Unpack[FlashVidSettings],
 ) -> FlashVidModel:
     """Wrap a video model so that ``generate`` keeps about ``retention_ratio`` of its visual tokens.
 
-    ``settings`` are the fields of :class:`FlashVidConfig`, under the reference's names; with ``config`` they
-    override its fields. ``positions="transformers"`` reproduces the library's M-RoPE, for comparisons. The
-    model is not changed, and a wrapped one is wrapped anew. Raises TypeError for unsupported models and
-    unknown settings, ValueError for values out of range. FlashVID, ICLR 2026, arXiv 2602.08024.
+    ``settings`` are the fields of :class:`FlashVidConfig`, under the reference's names, with its defaults;
+    with ``config`` they override its fields. ``positions="transformers"`` reproduces the library's M-RoPE,
+    for comparisons. The model is not changed, and a wrapped one is wrapped anew. Raises TypeError for
+    unsupported models and unknown settings, ValueError for values out of range. FlashVID, ICLR 2026, arXiv
+    2602.08024.
     """
     if isinstance(model, FlashVidModel):
         model = model._model  # wrapped again, with other settings
+    changed: dict[str, Any] = {**settings}
     if retention_ratio is not None:
-        settings["retention_ratio"] = retention_ratio
-    return FlashVidModel(model, replace(config or FlashVidConfig(), **settings), positions=positions)
-
-
-def _grids(grids: Tensor) -> list[Grid]:
-    return [(int(units), int(high), int(wide)) for units, high, wide in grids.tolist()]
-
-
-def _reports(spans: list[VisionSpan], videos: list[CompressedVideo]) -> tuple[VideoReport, ...]:
-    grids = [span.grid for span in spans if span.kind == "video"]
-    return tuple(VideoReport(grid, video.kept) for grid, video in zip(grids, videos, strict=True))
-
-
-def _fit_lengths(kwargs: dict[str, Any], input_ids: Tensor, rows: list[_Row]) -> dict[str, Any]:
-    """``max_length`` and ``min_length`` count the caller's prompt, the model sees a shorter one."""
-    shorter = input_ids.shape[1] - max(len(row.prompt) for row in rows)
-    fitted = {name: kwargs[name] - shorter for name in ("max_length", "min_length") if kwargs.get(name)}
-    return {**kwargs, **fitted}
+        changed["retention_ratio"] = retention_ratio
+    return FlashVidModel(model, replace(config or FlashVidConfig(), **changed), positions=positions)

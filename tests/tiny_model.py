@@ -38,7 +38,8 @@ WORDS = (
     ".",
     "?",
 )
-WORDS += tuple(f"word{index}" for index in range(64 - len(SPECIAL) - len(WORDS)))
+WORDS += tuple(f"word{index}" for index in range(63 - len(SPECIAL) - len(WORDS)))
+WORDS += ("abcdef",)  # with which the library tries tokenizers out when there are stop strings
 VOCABULARY = {word: index for index, word in enumerate((*SPECIAL, *WORDS))}
 IMAGE, VIDEO = VOCABULARY["<|image_pad|>"], VOCABULARY["<|video_pad|>"]
 VISION_START, VISION_END = VOCABULARY["<|vision_start|>"], VOCABULARY["<|vision_end|>"]
@@ -52,7 +53,9 @@ CHAT_TEMPLATE = (
 )
 
 
-def tiny_model(attn_implementation: str = "sdpa", seed: int = 0) -> Qwen2_5_VLForConditionalGeneration:
+def tiny_model(
+    attn_implementation: str = "sdpa", seed: int = 0, num_layers: int = 5
+) -> Qwen2_5_VLForConditionalGeneration:
     """Random weights, large enough that attention is far from uniform."""
     torch.manual_seed(seed)
     config = Qwen2_5_VLConfig(
@@ -73,7 +76,7 @@ def tiny_model(attn_implementation: str = "sdpa", seed: int = 0) -> Qwen2_5_VLFo
             "vocab_size": len(VOCABULARY),
             "hidden_size": 192,
             "intermediate_size": 384,
-            "num_hidden_layers": 5,
+            "num_hidden_layers": num_layers,
             "num_attention_heads": 6,
             "num_key_value_heads": 2,
             "max_position_embeddings": 4096,

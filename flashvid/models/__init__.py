@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from flashvid.models.encoded import EncodedVideo, needs_saliency
 from flashvid.models.loading import LoadedModel, load_model
-from flashvid.models.qwen2_5_vl import EncodedVideo, Qwen25VLAdapter, needs_saliency
+from flashvid.models.qwen2_5_vl import Qwen25VLAdapter
 
 __all__ = ["EncodedVideo", "LoadedModel", "Qwen25VLAdapter", "adapter_for", "load_model", "needs_saliency"]
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,40 +18,20 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
     apply_rotary_pos_emb,
     apply_rotary_pos_emb_vision,
 )
+from transformers.utils.generic import is_flash_attention_requested
 from transformers.vision_utils import get_vision_window_index
 
-from flashvid.compression import CompressedVideo, compress
-from flashvid.config import FlashVidConfig
+from flashvid.hooks import own_pre_hooks
+from flashvid.models.encoded import EncodedVideo
+from flashvid.pruning import MaskStyle
 from flashvid.saliency import last_query_attention, pool_patches, received_attention
 
-__all__ = ["EncodedVideo", "Qwen25VLAdapter", "needs_saliency"]
+__all__ = ["EncodedVideo", "Qwen25VLAdapter"]
 
 # Patches that go through the vision tower at once: about 2 GB of activations in bfloat16 at 7B size.
 _PATCHES_PER_CHUNK = 32768
 
-
-@dataclass(frozen=True)
-class EncodedVideo:
-    """What the vision tower made of a video.
-
-    features: (T, N, D) in the model's dtype, raster order, as the language model would see them.
-    saliency: (T, N) float32, mean attention each token receives in the last block; None when not asked for.
-    """
-
-    features: Tensor
-    saliency: Tensor | None
-
-    def compress(self, config: FlashVidConfig) -> CompressedVideo:
-        """Compress; without saliency only where :func:`needs_saliency` says that it is not read."""
-        saliency = self.saliency
-        if saliency is None and not needs_saliency(config):
-            saliency = torch.zeros(self.features.shape[:2], device=self.features.device)
-        return compress(self.features, saliency, config)
-
-
-def needs_saliency(config: FlashVidConfig) -> bool:
-    """Whether a compression with these settings looks at saliency at all."""
-    return not config.is_bypass and config.token_selection_method != "div"
+_MASK_STYLES: dict[str, MaskStyle] = {"sdpa": "bool", "eager": "additive"}
 
 
 class Qwen25VLAdapter:
@@ -107,7 +86,7 @@ class Qwen25VLAdapter:
         """Run the vision tower over chunks of whole temporal units and put the results together.
 
         Exact, because the tower's attention never leaves a unit. ``chunks``: (units*rows*columns, C*tp*p*p)
-        each; peak memory is that of one chunk plus the features.
+        each, float; the result is in the model's dtype. Peak memory is that of one chunk plus the features.
         """
         features: list[Tensor] = []
         saliency: list[Tensor] = []
@@ -128,7 +107,10 @@ class Qwen25VLAdapter:
         with_saliency: bool = True,
         units_per_chunk: int | None = None,
     ) -> EncodedVideo:
-        """Encode one video from its patches; ``grid`` is (units, rows, columns) in patches."""
+        """Encode one video from its patches (P, C*tp*p*p) float; ``grid``: (units, rows, columns) of them.
+
+        The result is in the model's dtype. Raises ValueError where the patches do not fill the grid.
+        """
         units, rows, columns = grid
         if pixel_values.shape[0] != units * rows * columns:
             raise ValueError(
@@ -141,14 +123,20 @@ class Qwen25VLAdapter:
 
     @torch.no_grad()
     def encode_images(self, pixel_values: Tensor, image_grid_thw: Tensor) -> list[Tensor]:
-        """Encode images, uncompressed: one (N, D) tensor per image."""
+        """Encode images, uncompressed: one (N, D) tensor per image, in the model's dtype.
+
+        ``pixel_values`` (patches, C*tp*p*p) float, ``image_grid_thw`` (images, 3) int64, in patches.
+        """
         grid = image_grid_thw.to(self.device)
         output = self.model.model.get_image_features(pixel_values.to(self.device), grid, return_dict=True)
         return list(output.pooler_output)
 
     @contextmanager
     def watch_saliency(self, grid: Tensor, enabled: bool = True) -> Iterator[list[Tensor]]:
-        """Inside the ``with``, every pass of the tower over ``grid`` (1, 3) appends its saliency."""
+        """Inside the ``with``, each pass of the tower by this thread appends its saliency, (T*N,) float32.
+
+        ``grid`` (1, 3) int64, (units, rows, columns) in patches, is that of every pass. Section 3.3.
+        """
         found: list[Tensor] = []
         if not enabled:
             yield found
@@ -161,31 +149,45 @@ class Qwen25VLAdapter:
             patch_size=self.patch_size,
         )
 
-        def watch(attention: Any, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
+        def watch(attention: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             received = _vision_saliency(attention, args[0], **kwargs)
             found.append(pool_patches(received, self.merge_size**2, order))
 
-        handle = visual.blocks[-1].attn.register_forward_pre_hook(watch, with_kwargs=True)
-        try:
+        with own_pre_hooks([(visual.blocks[-1].attn, watch)]):
             yield found
-        finally:
-            handle.remove()
+
+    @property
+    def mask_style(self) -> MaskStyle:
+        """What the language model's attention takes as mask; raises ValueError where it cannot be pruned."""
+        config = self.model.model.language_model.config
+        implementation = str(config._attn_implementation)
+        if "sliding_attention" in config.layer_types:
+            raise ValueError(
+                "use_sliding_window=True: layers that see a window only cannot be pruned inside; "
+                "use llm_retention_ratio=1"
+            )
+        if implementation not in _MASK_STYLES and not is_flash_attention_requested(config):
+            raise ValueError(
+                f"attn_implementation={implementation!r} cannot be pruned inside; load the model with sdpa, "
+                "eager or flash_attention_2, or use llm_retention_ratio=1"
+            )
+        return _MASK_STYLES.get(implementation, "padding")
 
     def attention_of(
-        self, attention: Any, hidden: Tensor, rotary: tuple[Tensor, Tensor], query: int
+        self, attention: Any, hidden: Tensor, rotary: tuple[Tensor, Tensor], valid: Tensor
     ) -> Tensor:
-        """Attention (query+1,) of token ``query`` of the one sequence ``hidden`` (1, S, D), mean over heads.
+        """Attention (B, S) float32 that the last token of each row pays, mean over heads (section 3.5).
 
-        Recomputed from the layer's own projections, so it holds for every attention implementation.
+        ``hidden`` (B, S, D), the input of the layer's ``attention`` module; ``rotary`` (B, S, head_dim)
+        twice; ``valid`` (B, S) bool, False at padding. Recomputed from the layer's own projections, so it
+        holds for every attention implementation.
         """
-        seen = hidden[:, : query + 1]
-        heads_shape = (1, -1, attention.head_dim)
-        q = attention.q_proj(seen[:, -1:]).view(1, *heads_shape).transpose(1, 2)
-        k = attention.k_proj(seen).view(*seen.shape[:2], -1, attention.head_dim).transpose(1, 2)
-        cos, sin = (part[:, : query + 1] for part in rotary)
+        cos, sin = rotary
+        q = attention.q_proj(hidden[:, -1:]).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+        k = attention.k_proj(hidden).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
         q, _ = apply_rotary_pos_emb(q, q, cos[:, -1:], sin[:, -1:])
         k, _ = apply_rotary_pos_emb(k, k, cos, sin)
-        return last_query_attention(q[0, :, 0], k[0].transpose(0, 1), scaling=attention.scaling)
+        return last_query_attention(q[:, :, 0], k.transpose(1, 2), scaling=attention.scaling, valid=valid)
 
     def generate(
         self,
@@ -197,7 +199,11 @@ class Qwen25VLAdapter:
         images: Sequence[Tensor] = (),
         **generate_kwargs: Any,
     ) -> Any:
-        """The untouched ``model.generate`` with visual features and positions (4, B, S) handed in."""
+        """The untouched ``model.generate`` with visual features and positions handed in.
+
+        ``input_ids``, ``attention_mask`` (B, S), ``position_ids`` (4, B, S) int64; ``videos``, ``images``:
+        (K, D) each in the model's dtype, in the order of their placeholders.
+        """
         encoded = _encoder_outputs(videos, images)
         if encoded:
             generate_kwargs["mm_encoder_outputs"] = encoded
@@ -210,7 +216,10 @@ class Qwen25VLAdapter:
 
     @torch.no_grad()
     def prefill(self, input_ids: Tensor, position_ids: Tensor, *, videos: Sequence[Tensor]) -> DynamicCache:
-        """Run a prompt's beginning, without padding, and return its key-value cache."""
+        """Run a prompt's beginning, without padding, and return its key-value cache.
+
+        ``input_ids`` (1, S), ``position_ids`` (4, 1, S) int64; ``videos``: (K, D) each in the model's dtype.
+        """
         cache = DynamicCache(config=self.model.config)
         self.model(
             input_ids=input_ids,

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb
 
 from flashvid.budget import PruningSchedule
 from flashvid.frames import frames_to_patches
 from flashvid.models import adapter_for
 from flashvid.positions import VisionSpan, mrope_positions
 from flashvid.wrapper import flashvid
+from tests.parity.masking import full_map
 from tests.tiny_model import IMAGE, VIDEO, VISION, prompt_of, random_frames, tiny_model
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
@@ -113,18 +113,6 @@ def masked_forward(
     return model.lm_head(text.norm(hidden))[0]
 
 
-def full_map(layer: Any, hidden: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
-    """The whole attention map (heads, S, S) of a decoder layer."""
-    attention = layer.self_attn
-    normed = layer.input_layernorm(hidden)
-    shape = (1, hidden.shape[1], -1, attention.head_dim)
-    q = attention.q_proj(normed).view(shape).transpose(1, 2)
-    k = attention.k_proj(normed).view(shape).transpose(1, 2)
-    q, k = apply_rotary_pos_emb(q, k, *rotary)
-    k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
-    return (q @ k.transpose(2, 3) * attention.scaling + mask).softmax(dim=-1)[0]
-
-
 @pytest.mark.parametrize(("layer", "ratio"), [(1, 0.5), (3, 0.25), (4, 0.02)])
 @pytest.mark.parametrize("attn_implementation", ["sdpa", "eager"])
 @pytest.mark.parametrize("use_cache", [True, False])
@@ -151,13 +139,20 @@ def test_pruned_inside_equals_masked(
 
 
 def test_attention_of_the_last_token_is_a_row_of_the_map() -> None:
+    """Also in a padded batch: what is padding gets nothing, and the others what they get alone."""
     model = tiny_model()
-    hidden = torch.randn(1, 20, 192, generator=torch.Generator().manual_seed(1))
+    hidden = torch.randn(2, 15, 192, generator=torch.Generator().manual_seed(1))
     text = model.model.language_model
-    rotary = text.rotary_emb(hidden, torch.arange(20).expand(3, 1, -1))
-    mask = torch.full((20, 20), float("-inf")).triu(1)[None, None]
     layer = text.layers[2]
+    valid = torch.arange(15) >= torch.tensor([[0], [4]])
+    positions = torch.stack((torch.arange(15), torch.arange(15) - 4))
+    rotary = text.rotary_emb(hidden, positions.expand(3, -1, -1))
     with torch.no_grad():
-        row = adapter_for(model).attention_of(layer.self_attn, layer.input_layernorm(hidden), rotary, 14)
-        whole = full_map(layer, hidden, rotary, mask)[:, 14, :15].mean(dim=0)
-    torch.testing.assert_close(row, whole, atol=1e-6, rtol=1e-5)
+        rows = adapter_for(model).attention_of(layer.self_attn, layer.input_layernorm(hidden), rotary, valid)
+    for row, padding in enumerate((0, 4)):
+        own = [part[row : row + 1, padding:] for part in rotary]
+        mask = torch.full((15 - padding, 15 - padding), float("-inf")).triu(1)
+        with torch.no_grad():
+            whole = full_map(layer, hidden[row : row + 1, padding:], own, mask)[:, -1].mean(dim=0)
+        assert rows[row, :padding].tolist() == [0] * padding
+        torch.testing.assert_close(rows[row, padding:], whole, atol=1e-6, rtol=1e-5)

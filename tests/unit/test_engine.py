@@ -93,6 +93,7 @@ def test_counts_and_seconds(model: Any, tokenizer: Any) -> None:
     assert answers.visual_tokens_before == 72
     assert answers.visual_tokens_after == len(answers.kept) <= 24
     assert answers.visual_tokens_mean < answers.visual_tokens_after
+    assert answers.budget_tokens == 24  # 6 units of ceil(12 * 0.25 * 1.25) places
     assert bool((answers.kept.diff() > 0).all())
     assert int(answers.kept.max()) < 72
     seconds = (
@@ -119,6 +120,69 @@ def test_a_baseline_is_never_exceeded_on_average(model: Any, tokenizer: Any, bas
     engine = Engine(model, tokenizer, CONFIGS["pruned inside"], vision=VISION)
     answers = engine.answer(video(), PROMPTS[:1], max_new_tokens=1, baseline_tokens=baseline)
     assert answers.visual_tokens_mean <= baseline
+
+
+def test_the_plan_is_what_the_answer_keeps(model: Any, tokenizer: Any) -> None:
+    engine = Engine(model, tokenizer, CONFIGS["pruned inside"], vision=VISION)
+    for baseline in (None, 9):
+        answers = engine.answer(video(), PROMPTS[:1], max_new_tokens=1, baseline_tokens=baseline)
+        plan, grid = engine.plan(video(), baseline_tokens=baseline)
+        assert torch.equal(plan.kept, answers.kept)
+        assert grid == answers.grid_thw
+        assert len(plan.kept) <= answers.budget_tokens
+
+
+def test_an_adaptive_video_that_repeats_itself_says_that_it_used_less(model: Any, tokenizer: Any) -> None:
+    config = FlashVidConfig(retention_ratio=0.25, adaptive=True, min_segment_num=1)
+    still = VideoInput(random_frames(1).expand(12, -1, -1, -1), SECONDS)
+    answers = Engine(model, tokenizer, config, vision=VISION).answer(still, PROMPTS[:1], max_new_tokens=1)
+    assert answers.visual_tokens_after <= 8 < answers.budget_tokens == 24
+
+
+@pytest.mark.parametrize(
+    ("settings", "baseline", "message"),
+    [
+        ({"max_visual_tokens": 5}, None, r"max_visual_tokens=5 is too few for 12 frames.*at most 10 frames"),
+        ({"llm_retention_ratio": 1.0}, 4, r"baseline_tokens=4, which lets 4 .*at most 8 frames"),
+        ({}, 2, r"baseline_tokens=2, which lets 3 .*at most 6 frames"),
+        ({"max_visual_tokens": 4}, 9, r"max_visual_tokens=4 is too few"),
+    ],
+)
+def test_a_ceiling_below_the_number_of_units_says_what_to_do(
+    model: Any, tokenizer: Any, settings: dict[str, Any], baseline: int | None, message: str
+) -> None:
+    config = FlashVidConfig(retention_ratio=0.25, **settings)
+    engine = Engine(model, tokenizer, config, vision=VISION)
+    with pytest.raises(ValueError, match=message):
+        engine.answer(video(), PROMPTS[:1], max_new_tokens=1, baseline_tokens=baseline)
+
+
+@pytest.mark.parametrize("baseline", [None, 9])
+def test_pruned_prompts_in_batches_are_as_one_by_one(
+    model: Any, tokenizer: Any, baseline: int | None
+) -> None:
+    config = CONFIGS["pruned inside"]
+    limits = [2, 6, 1, 5]
+    found = [
+        Engine(model, tokenizer, config, vision=VISION, max_prompts_per_batch=size).answer(
+            video(), PROMPTS, max_new_tokens=limits, baseline_tokens=baseline
+        )
+        for size in (1, 2, 3, 4, 16)
+    ]
+    assert len({answers.generations for answers in found}) == 1
+
+
+def test_prompts_of_a_batch_share_passes(model: Any, tokenizer: Any) -> None:
+    """Four prompts of five tokens are five passes of the language model in one batch, twenty in four."""
+    passes: list[int] = []
+    handle = model.model.language_model.register_forward_pre_hook(lambda *_: passes.append(1))
+    for size in (16, 1):
+        engine = Engine(model, tokenizer, CONFIGS["pruned inside"], vision=VISION, max_prompts_per_batch=size)
+        answers = engine.answer(video(), PROMPTS, max_new_tokens=5)
+        wanted = [generation.output_tokens for generation in answers.generations]
+        assert len(passes) == (max(wanted) if size == 16 else sum(wanted))
+        passes.clear()
+    handle.remove()
 
 
 @pytest.mark.parametrize("num_frames", [1, 2, 3])

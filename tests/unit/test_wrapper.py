@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 
 from flashvid.config import FlashVidConfig
 from flashvid.models import adapter_for
+from flashvid.settings import FlashVidSettings
 from flashvid.wrapper import FlashVidModel, flashvid
 from tests.parity.test_unwrapped import PROMPTS, clip, inputs_of
 from tests.tiny_model import fingerprint, hooks_of, prompt_of, tiny_model
@@ -33,26 +36,19 @@ def test_structured_output_begins_with_the_prompt_too(model: Any) -> None:
     assert torch.equal(output.sequences, flashvid(model, 0.2).generate(IDS, **inputs_of(1.0), **GREEDY))
 
 
-def test_several_returned_sequences(model: Any) -> None:
-    wrapped = flashvid(model, 0.2, llm_retention_ratio=1.0)
-    output = wrapped.generate(
-        IDS, **inputs_of(1.0), max_new_tokens=3, num_beams=3, num_return_sequences=2, do_sample=False
-    )
-    assert output.shape[0] == 2
-    assert torch.equal(output[:, : IDS.shape[1]], IDS.expand(2, -1))
-
-
-def test_beams_with_pruning_inside_are_refused(model: Any) -> None:
-    with pytest.raises(ValueError, match="num_beams=1"):
-        flashvid(model, 0.2).generate(IDS, **inputs_of(1.0), max_new_tokens=3, num_beams=2)
-    assert hooks_of(model) == 0
-
-
-def test_max_length_counts_the_caller_s_prompt(model: Any) -> None:
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"num_beams": 3, "num_return_sequences": 2, "do_sample": False},
+        {"do_sample": True, "num_return_sequences": 2},
+    ],
+)
+def test_several_returned_sequences(model: Any, kwargs: dict[str, Any]) -> None:
     output = flashvid(model, 0.2).generate(
-        IDS, **inputs_of(1.0), max_length=IDS.shape[1] + 4, do_sample=False, eos_token_id=-1
+        IDS, **inputs_of(1.0), max_new_tokens=3, min_new_tokens=3, **kwargs
     )
-    assert output.shape[1] == IDS.shape[1] + 4
+    assert output.shape == (2, IDS.shape[1] + 3)
+    assert torch.equal(output[:, : IDS.shape[1]], IDS.expand(2, -1))
 
 
 def test_the_report_counts(model: Any) -> None:
@@ -65,6 +61,21 @@ def test_the_report_counts(model: Any) -> None:
     assert 0 < first.tokens_after <= 16
     assert bool((first.kept.diff() > 0).all())
     assert report.tokens_mean_per_prompt[0] < report.visual_tokens_after  # pruned inside as well
+    # 4 and 2 units of 12 tokens; ceil(12 * 0.25 * 1.25) = 4 places in each
+    assert [video.budget_tokens for video in report.videos] == [16, 8]
+    assert all(video.tokens_after <= video.budget_tokens for video in report.videos)
+
+
+def test_the_report_knows_the_budget(model: Any) -> None:
+    """The ceiling lowers it; an adaptive video that repeats itself uses less; a bypass has none."""
+    still = clip(8, 0)[0].view(4, 48, -1)[:1].expand(4, -1, -1).flatten(0, 1)
+    grid = torch.tensor([4, 8, 6])
+    _, report = flashvid(model, 0.25, adaptive=True, min_segment_num=1).encode_video(still, grid)
+    assert report.tokens_after <= 8 < report.budget_tokens == 16
+    _, report = flashvid(model, 0.25, max_visual_tokens=9).encode_video(still, grid)
+    assert (report.tokens_after, report.budget_tokens) == (8, 8)
+    _, report = flashvid(model, 1.0).encode_video(still, grid)
+    assert report.tokens_after == report.budget_tokens == report.tokens_before == 48
 
 
 def test_every_batch_row_is_what_it_is_alone(model: Any) -> None:
@@ -108,6 +119,7 @@ def test_the_model_is_as_it_was(model: Any) -> None:
     assert fingerprint(model) == before
     with adapter_for(model).watch_saliency(torch.tensor([[1, 8, 6]])):
         assert fingerprint(model) != before
+    assert hooks_of(model) == 0
     with pytest.raises(ValueError, match="not used by the model"):
         wrapped.generate(IDS, **inputs_of(1.0), no_such_argument=1)
     assert fingerprint(model) == before
@@ -161,6 +173,25 @@ def test_reference_keywords_are_accepted(model: Any) -> None:
     wrapped.generate(IDS, **inputs_of(1.0), **GREEDY)
 
 
+def test_the_signature_lists_the_settings() -> None:
+    """For editors and help(): names and types as in the configuration, whose defaults are shown."""
+    shown = inspect.signature(flashvid).parameters
+    known = {field.name: field for field in dataclasses.fields(FlashVidConfig)}
+    assert shown.keys() == {"model", "config", "positions", *known}
+    for name in known.keys() - {"retention_ratio"}:
+        assert shown[name].kind is inspect.Parameter.KEYWORD_ONLY
+        assert shown[name].default == known[name].default
+    typed = FlashVidSettings.__annotations__
+    assert {name: kind.__forward_arg__ for name, kind in typed.items()} == {
+        name: field.type for name, field in known.items() if name != "retention_ratio"
+    }
+
+
+def test_unknown_settings_are_refused(model: Any) -> None:
+    with pytest.raises(TypeError, match="retention"):
+        flashvid(model, retention=0.2)  # type: ignore[call-arg]
+
+
 def test_config_and_overrides(model: Any) -> None:
     config = FlashVidConfig(retention_ratio=0.5, alpha=0.3)
     assert flashvid(model, config=config).flashvid_config is not None
@@ -211,6 +242,8 @@ def test_mm_token_type_ids_are_checked(model: Any) -> None:
         ({"video_grid_thw": torch.tensor([[2, 8, 6]])}, "384 patches|192 patches"),
         ({"position_ids": torch.zeros(1, 3)}, "position_ids cannot be given"),
         ({"image_grid_thw": torch.tensor([[1, 4, 4]])}, "pixel_values and image_grid_thw belong together"),
+        ({"attention_mask": torch.zeros_like(IDS)}, "hides every token"),
+        ({"attention_mask": torch.ones(1, 3)}, r"must both be \(B, S\)"),
     ],
 )
 def test_inconsistent_inputs_are_refused(model: Any, change: dict[str, Any], message: str) -> None:
