@@ -19,6 +19,7 @@ __all__ = ["app", "main"]
 _INTERRUPTED = 130
 _USER_ERROR = 2
 _INCOMPLETE = 3
+_MAX_PANELS = 320  # a page of some 10 000 pixels, all of it in memory
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -46,6 +47,9 @@ _Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE...]", help="Settings that override the file, e.g. workers.count=8"),
 ]
+_Video = Annotated[str, typer.Argument(metavar="VIDEO", help="A file, or an object at any fsspec address.")]
+_Config = Annotated[Path | None, typer.Option("--config", help="Take model and settings from this file.")]
+_Model = Annotated[str | None, typer.Option("--model", help="A checkpoint folder or hub id.")]
 _Table = Annotated[str, typer.Option(help="The table within the output.")]
 
 
@@ -164,17 +168,13 @@ def verify(
 @app.command()
 @_reporting
 def caption(
-    video: Annotated[
-        str, typer.Argument(metavar="VIDEO", help="A file, or an object at any fsspec address.")
-    ],
+    video: _Video,
     overrides: _Overrides = None,
     question: Annotated[
         list[str] | None, typer.Option("--question", "-q", help="A question to answer; may be repeated.")
     ] = None,
-    config: Annotated[
-        Path | None, typer.Option("--config", help="Take model and settings from this file.")
-    ] = None,
-    model: Annotated[str | None, typer.Option("--model", help="A checkpoint folder or hub id.")] = None,
+    config: _Config = None,
+    model: _Model = None,
 ) -> None:
     """Caption one video and answer questions about it; prints, stores nothing, needs no Ray.
 
@@ -189,6 +189,37 @@ def caption(
 
     job = caption_config(video, question or [], config, model, overrides or [])
     raise typer.Exit(run_caption(make_console(), job))
+
+
+@app.command()
+@_reporting
+def show(  # noqa: PLR0917
+    video: _Video,
+    overrides: _Overrides = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The picture to write: .png or .pdf.")
+    ] = Path("tokens.png"),
+    units: Annotated[
+        int,
+        typer.Option(min=1, max=_MAX_PANELS, help="Draw at most this many temporal units, evenly chosen."),
+    ] = 24,
+    config: _Config = None,
+    model: _Model = None,
+) -> None:
+    """Draw which visual tokens of one video survive, and what became of the others.
+
+    The video is decoded, encoded and planned as `flashvid caption` does it; no text is generated. Without
+    --config and --model the demo model of the repository is used. Exit status 1 where the video cannot be
+    read. What the picture shows: docs/SHOW.md.
+
+        flashvid show demo/samples/video_000.mp4 -o tokens.png compression.retention_ratio=0.25
+
+        flashvid show talk.mp4 -o tokens.pdf --model Qwen/Qwen2.5-VL-7B-Instruct --units 12
+    """
+    from pipeline.commands import caption_config, run_show
+
+    job = caption_config(video, [], config, model, overrides or [])
+    raise typer.Exit(run_show(make_console(), job, output, units))
 
 
 def _enter_clone(command: str) -> None:

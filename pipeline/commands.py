@@ -1,4 +1,4 @@
-"""What ``flashvid index`` and ``flashvid caption`` do, between the command line and the pipeline."""
+"""What ``flashvid index``, ``caption`` and ``show`` do, between the command line and the pipeline."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from pipeline.store import OutputStore
 from pipeline.summaries import print_plan, print_report
 
 if TYPE_CHECKING:
+    from pipeline.indexer import VideoIndexer
     from pipeline.records import Frames, VideoRef, VideoRow
     from pipeline.report import RunReport
     from pipeline.sampling import FrameRequest
 
-__all__ = ["caption_config", "index_corpus", "run_caption", "run_index"]
+__all__ = ["caption_config", "index_corpus", "run_caption", "run_index", "run_show"]
 
 _ROOT = Path(__file__).resolve().parent.parent
 _UNREADABLE = 1
@@ -106,6 +107,40 @@ def _shown(path: Path) -> str:
 
 def run_caption(console: Console, config: JobConfig) -> int:
     """Caption one video here and now; the exit status, 1 where the video cannot be read."""
+    ref, indexer = _one_video(config, run_id="caption")
+    began = time.perf_counter()
+    try:
+        row = indexer.index(ref, _decode(config, indexer.frame_request, ref), attempt=1)
+    except VideoError as error:
+        console.print(f"{config.corpus.uri}: {error}", style="red", soft_wrap=True)
+        return _UNREADABLE
+    _print_row(console, row, time.perf_counter() - began)
+    return 0
+
+
+def run_show(console: Console, config: JobConfig, output: Path, max_panels: int) -> int:
+    """Draw what becomes of one video's tokens; the exit status, 1 where the video cannot be read."""
+    from pipeline.drawing import check_target, save_image
+    from pipeline.picture import draw_figure
+    from pipeline.showing import check_shown, figure_of
+
+    check_target(output)
+    check_shown(config)
+    ref, indexer = _one_video(config, run_id="show")
+    try:
+        frames = _decode(config, indexer.frame_request, ref)
+        figure = figure_of(indexer, config, ref, frames, max_panels)
+    except VideoError as error:
+        console.print(f"{config.corpus.uri}: {error}", style="red", soft_wrap=True)
+        return _UNREADABLE
+    save_image(draw_figure(figure), output)
+    console.print(f"{figure.headline}: {', '.join(figure.account.values())}", soft_wrap=True)
+    console.print(f"{output}: {len(figure.drawn)} of {figure.tokens.num_units} units drawn", soft_wrap=True)
+    return 0
+
+
+def _one_video(config: JobConfig, run_id: str) -> tuple[VideoRef, VideoIndexer]:
+    """The one video of the job and the loaded model; UserError where there are more, or no model."""
     from pipeline.indexer import load_indexer
 
     if Path(config.model.name).is_dir():  # nothing to download: a bar would only flash up
@@ -116,17 +151,10 @@ def run_caption(console: Console, config: JobConfig) -> int:
             f"{config.corpus.uri!r} is not one video but {len(refs)}; flashvid index takes whole folders"
         )
     try:
-        indexer = load_indexer(config, run_id="caption")
+        indexer = load_indexer(config, run_id=run_id)
     except OSError as error:
         raise UserError(f"model.name={config.model.name!r} cannot be loaded: {error}") from error
-    began = time.perf_counter()
-    try:
-        row = indexer.index(refs[0], _decode(config, indexer.frame_request, refs[0]), attempt=1)
-    except VideoError as error:
-        console.print(f"{config.corpus.uri}: {error}", style="red", soft_wrap=True)
-        return _UNREADABLE
-    _print_row(console, row, time.perf_counter() - began)
-    return 0
+    return refs[0], indexer
 
 
 def _decode(config: JobConfig, request: FrameRequest, ref: VideoRef) -> Frames:

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from flashvid.config import FlashVidConfig
+from flashvid.profiles import profile_settings
 from pipeline.config_text import apply_override, explain, read_yaml
 from pipeline.records import Question, UserError
 
@@ -43,6 +44,7 @@ class _Section(BaseModel):
 
 
 _Text = Annotated[str, Field(min_length=1)]
+_PROFILE = "profile"
 
 
 class CorpusConfig(_Section):
@@ -203,7 +205,11 @@ class RayConfig(_Section):
 
 
 class JobConfig(_Section):
-    """One indexing job, whole."""
+    """One indexing job, whole.
+
+    ``compression`` holds the fields of ``FlashVidConfig`` and may begin with a task's ``profile``, whose
+    values the fields written beside it override; only the values are kept.
+    """
 
     corpus: CorpusConfig
     output: OutputConfig
@@ -216,6 +222,14 @@ class JobConfig(_Section):
     limits: LimitsConfig = LimitsConfig()
     metrics: MetricsConfig = MetricsConfig()
     ray: RayConfig = RayConfig()
+
+    @field_validator("compression", mode="before")
+    @classmethod
+    def _profile_below_fields(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping) or _PROFILE not in value:
+            return value
+        fields = {name: item for name, item in value.items() if name != _PROFILE}
+        return {**profile_settings(value[_PROFILE]), **fields}
 
     @property
     def num_frames(self) -> int:
@@ -233,6 +247,8 @@ class JobConfig(_Section):
         """The part of the configuration that changes an answer, as plain JSON values."""
         picked = self.model_dump(mode="json", include={"model", "compression", "frames", "prompts"})
         picked["decoders"] = list(self.decoding.decoders)
+        if not self.compression.adaptive:
+            del picked["compression"]["adaptive"]  # newer than the first tables, which keep their fingerprint
         if self.frames.sampling == "uniform":
             del picked["frames"]["fps"]  # not looked at, so changing it must not start the corpus again
         return picked
@@ -272,7 +288,9 @@ def _as_floats(value: Any) -> Any:
 
 def _sections() -> dict[str, list[str]]:
     kinds = {name: info.annotation for name, info in JobConfig.model_fields.items()}
-    return {
+    known = {
         name: list(getattr(kind, "model_fields", None) or getattr(kind, "__dataclass_fields__", {}))
         for name, kind in kinds.items()
     }
+    known["compression"].append(_PROFILE)
+    return known

@@ -148,6 +148,9 @@ def _nearest(location: list[str], sections: Mapping[str, Sequence[str]]) -> str:
     section, inside = location[0], len(location) > 1
     known = sections.get(section, ()) if inside else sections
     close = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
+    homes = [name for name, keys in sections.items() if location[-1] in keys]
+    if not inside and len(homes) == 1:
+        return f"did you mean {homes[0]}.{location[-1]}?"
     if close:
         return f"did you mean {f'{section}.{close[0]}' if inside else close[0]}?"
     return f"{section} has {', '.join(known)}" if inside else f"sections are {', '.join(known)}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from pipeline.config import JobConfig
 from pipeline.records import (
@@ -23,9 +23,12 @@ from pipeline.revisions import resolve_revision
 from pipeline.sampling import FrameRequest
 
 if TYPE_CHECKING:
+    from flashvid.compression import CompressionPlan
     from flashvid.engine import Engine, Generation, VideoAnswers
 
 __all__ = ["VideoIndexer", "has_gpu", "load_indexer", "resolve_revision"]
+
+_T = TypeVar("_T")
 
 
 class VideoIndexer:
@@ -71,14 +74,21 @@ class VideoIndexer:
         longer works (torch.AcceleratorError) goes through as it is: no other video can be served either.
         """
         questions = (*self._config.prompts.questions, *ref.questions)
-        answers = self._answer(frames, questions)
+        answers = self._guarded(lambda: self._ask(frames, questions))
         return self._row(ref, frames, questions, answers, attempt)
 
-    def _answer(self, frames: Frames, questions: tuple[Question, ...]) -> VideoAnswers:
+    def plan(self, frames: Frames) -> tuple[CompressionPlan, tuple[int, int, int]]:
+        """What ``index`` keeps of a video's tokens, without answering, and (T, rows, columns) of the tokens.
+
+        Raises as ``index`` does; retention_ratio=1, which leaves nothing to plan, is generation_failed.
+        """
+        return self._guarded(lambda: self._plan(frames))
+
+    def _guarded(self, work: Callable[[], _T]) -> _T:
         import torch
 
         try:
-            return self._ask(frames, questions)
+            return work()
         except (torch.OutOfMemoryError, MemoryError) as error:
             problem = VideoError(Stage.GENERATION, Reason.OUT_OF_MEMORY, _described(error))
         except Exception as error:
@@ -90,6 +100,15 @@ class VideoIndexer:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         raise problem
+
+    def _plan(self, frames: Frames) -> tuple[CompressionPlan, tuple[int, int, int]]:
+        from flashvid.engine import VideoInput
+
+        plan, (units, rows, columns) = self._engine.plan(
+            VideoInput(frames.data, frames.seconds_per_frame), baseline_tokens=self._baseline_tokens(frames)
+        )
+        merge = self._engine.vision.merge_size
+        return plan, (units, rows // merge, columns // merge)
 
     def _ask(self, frames: Frames, questions: tuple[Question, ...]) -> VideoAnswers:
         from flashvid.engine import VideoInput
@@ -136,6 +155,7 @@ class VideoIndexer:
             baseline_frames=self._config.frames.baseline,
             baseline_visual_tokens=self._baseline_tokens(frames),
             visual_tokens_before=answers.visual_tokens_before,
+            visual_tokens_budget=answers.budget_tokens,
             visual_tokens_after=answers.visual_tokens_after,
             visual_tokens_mean=answers.visual_tokens_mean,
             retention_ratio=self._config.compression.retention_ratio,

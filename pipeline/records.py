@@ -126,7 +126,11 @@ class Segment:
 
 @dataclass(frozen=True)
 class VideoRow:
-    """One indexed video: one row of ``videos/``. Field order and names are those of VIDEO_SCHEMA."""
+    """One indexed video: one row of ``videos/``. Field order and names are those of VIDEO_SCHEMA.
+
+    ``visual_tokens_budget`` is the most that the settings let in, ``visual_tokens_after`` what came in; fewer
+    only with adaptive retention. ``retention_ratio`` is the setting; the share kept is after / before.
+    """
 
     video_id: str
     uri: str
@@ -145,6 +149,7 @@ class VideoRow:
     baseline_frames: int
     baseline_visual_tokens: int
     visual_tokens_before: int
+    visual_tokens_budget: int
     visual_tokens_after: int
     visual_tokens_mean: float
     retention_ratio: float
@@ -252,6 +257,7 @@ VIDEO_SCHEMA = pa.schema(
         _required("baseline_frames", pa.int32()),
         _required("baseline_visual_tokens", pa.int64()),
         _required("visual_tokens_before", pa.int64()),
+        _required("visual_tokens_budget", pa.int64()),
         _required("visual_tokens_after", pa.int64()),
         _required("visual_tokens_mean", pa.float64()),
         _required("retention_ratio", pa.float64()),

@@ -54,10 +54,10 @@ def _tokens_text(config: JobConfig) -> str:
     baseline = config.frames.baseline
     if config.compression.is_bypass:
         return "uncompressed (compression.retention_ratio=1)"
-    return (
-        f"{config.compression.retention_ratio:.0%} are kept, and never more than {baseline} uncompressed "
-        "frames would cost the language model"
-    )
+    share = f"{config.compression.retention_ratio:.0%} are kept"
+    if config.compression.adaptive:
+        share = f"at most {share}, fewer where nothing changes"
+    return f"{share}, and never more than {baseline} uncompressed frames would cost the language model"
 
 
 def _count(number: int, noun: str) -> str:

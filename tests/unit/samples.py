@@ -37,6 +37,7 @@ def make_row(number: int = 0, **changes: Any) -> VideoRow:
         baseline_frames=16,
         baseline_visual_tokens=288,
         visual_tokens_before=2880,
+        visual_tokens_budget=360,
         visual_tokens_after=360,
         visual_tokens_mean=287.5,
         retention_ratio=0.1,

@@ -105,6 +105,24 @@ def test_pruning_inside_the_model_is_held_to_the_baseline_on_average(model: Any)
     assert row.visual_tokens_mean <= row.baseline_visual_tokens
 
 
+def test_without_adaptive_retention_the_budget_is_used_up(model: Any) -> None:
+    for compression in (TENTH, {"retention_ratio": 1.0}):
+        row = indexer(model, job(compression)).index(make_ref(), clip(), 1)
+        assert row.visual_tokens_budget == row.visual_tokens_after
+
+
+def test_a_row_shows_what_adaptive_retention_did(model: Any) -> None:
+    still = clip()
+    still = replace(still, data=np.repeat(still.data[:1], len(still.data), axis=0))
+    settings = {"retention_ratio": 0.25, "expansion": 1.0, "llm_retention_ratio": 1.0, "min_segment_num": 1}
+    config = job({**settings, "adaptive": True}, baseline=40, multiplier=1)
+    moving, standing = (indexer(model, config).index(make_ref(), frames, 1) for frames in (clip(), still))
+    assert moving.visual_tokens_budget == standing.visual_tokens_budget == 20 * 3
+    assert moving.visual_tokens_after <= moving.visual_tokens_budget
+    assert standing.visual_tokens_after == 3
+    assert standing.retention_ratio == 0.25, "the setting, not what came of it"
+
+
 def test_uncompressed_sees_every_token(model: Any) -> None:
     row = indexer(model, job({"retention_ratio": 1.0})).index(make_ref(), clip(4), 1)
     assert row.visual_tokens_after == row.visual_tokens_before == row.baseline_visual_tokens == 24
@@ -176,7 +194,7 @@ def test_a_budget_below_one_token_a_unit_fails_the_video_and_says_why(model: Any
     config = job(min_pixels=784, max_pixels=784, baseline=2, multiplier=20)
     frames = clip()
     small = Frames(**{**frames.__dict__, "data": frames.data[:, :28, :28]})
-    with pytest.raises(VideoError, match="max_visual_tokens") as caught:
+    with pytest.raises(VideoError, match=r"baseline_tokens=1, .* is too few for 40 frames") as caught:
         indexer(model, config).index(make_ref(), small, 1)
     assert caught.value.reason is Reason.GENERATION_FAILED
 

@@ -9,6 +9,7 @@ import pydantic
 import pytest
 
 from flashvid.config import FlashVidConfig
+from flashvid.profiles import PROFILES, profile
 from pipeline.config import JobConfig, load_config
 from pipeline.errors import UserError
 from pipeline.records import Question
@@ -75,6 +76,18 @@ def test_later_overrides_win_and_the_file_is_below(tmp_path: Path) -> None:
         ("frames.baselin=3", ["frames.baselin: no such setting; did you mean frames.baseline?"]),
         ("framess.baseline=3", ["framess: no such setting; did you mean frames"]),
         ("workers.zzzzzz=3", ["workers has count, num_gpus, num_cpus"]),
+        ("profile=action", ["profile: no such setting; did you mean compression.profile?"]),
+        ("compression.profil=action", ["did you mean compression.profile?"]),
+        (
+            "compression.profile=acton",
+            ["'acton' is unknown; profiles are summary, general, action, counting"],
+        ),
+        ("compression.profile=[action]", ["profile=['action'] is unknown"]),
+        ("compression=action", ["compression: Input should be a dictionary"]),
+        (
+            "compression={adaptive: true, budget: reference}",
+            ["compression: adaptive=True must be False with budget='reference'"],
+        ),
         ("zzzzzz=3", ["sections are corpus, output, model, compression"]),
         ("compression.retention_ratio=2", ["compression: retention_ratio=2.0 must be in (0, 1]"]),
         ("compression.budget=foo", ["compression.budget: Input should be 'exact' or 'reference', got 'foo'"]),
@@ -205,6 +218,8 @@ def test_the_fingerprint_is_the_same_in_every_release() -> None:
         "limits.attempts=1",
         "metrics.port=9000",
         "compression.alpha=0.70",
+        "compression.profile=general",
+        "compression.adaptive=false",
         "frames.fps=7",
         "frames.baseline=16.0",
     ],
@@ -220,6 +235,7 @@ def test_what_changes_no_answer_keeps_the_fingerprint(override: str) -> None:
         "model.dtype=float32",
         "model.positions=transformers",
         "compression.alpha=0.6",
+        "compression.adaptive=true",
         "frames.baseline=8",
         "frames.sampling=fps",
         "frames.max_pixels=200000",
@@ -231,6 +247,34 @@ def test_what_changes_no_answer_keeps_the_fingerprint(override: str) -> None:
 )
 def test_what_may_change_an_answer_changes_the_fingerprint(override: str) -> None:
     assert config(override).fingerprint("r") != config().fingerprint("r")
+
+
+def test_a_profile_is_its_values_and_fields_beside_it_override_them() -> None:
+    made = config("compression.profile=action", "compression.temporal_threshold=0.8").compression
+    assert made == profile("action", temporal_threshold=0.8)
+    earlier = config("compression.temporal_threshold=0.8", "compression.profile=action").compression
+    assert earlier == made, "the order of settings does not matter"
+    assert config("compression.profile=action", "compression.profile=counting").compression == profile(
+        "counting"
+    )
+
+
+def test_frames_follow_the_profile() -> None:
+    assert [config(f"compression.profile={name}").num_frames for name in PROFILES] == [320, 160, 80, 64]
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_two_spellings_of_the_same_settings_have_one_fingerprint(name: str) -> None:
+    spelled = [f"compression.{key}={value}" for key, value in PROFILES[name].items()]
+    by_name = config(f"compression.profile={name}")
+    assert by_name.fingerprint("r") == config(*spelled).fingerprint("r")
+    assert "profile" not in by_name.semantic()["compression"]
+    assert JobConfig.model_validate(by_name.model_dump(mode="json")) == by_name
+
+
+def test_profiles_differ_in_their_fingerprints() -> None:
+    made = {config(f"compression.profile={name}").fingerprint("r") for name in PROFILES}
+    assert len(made) == len(PROFILES)
 
 
 def test_with_fps_sampling_the_rate_matters() -> None:
