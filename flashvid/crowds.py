@@ -195,7 +195,10 @@ class ValueJob:
 
 
 def value_jobs(crowd: Crowd, maps: Tensor) -> Iterator[ValueJob]:
-    """The crowd's units, as many together as their values may take memory; none where no tree has one."""
+    """The crowd's units, as many together as their values may take memory; none where no tree has one.
+
+    maps: (U, n+1, n+1) float32, from `Crowd.token_products`.
+    """
     num_units, num_values = crowd.slots.shape
     if num_values == 0:
         return

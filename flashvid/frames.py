@@ -27,7 +27,10 @@ _VIDEO_MAX_PIXELS = 768 * 28 * 28
 
 @dataclass(frozen=True)
 class VisionSettings:
-    """How a model wants its frames: patch sizes, pixel limits per frame, normalisation per channel."""
+    """How a model wants its frames: patch sizes, pixel limits per frame, normalisation per channel.
+
+    Raises ValueError where min_pixels is not in (0, max_pixels].
+    """
 
     patch_size: int = 14
     temporal_patch_size: int = 2
@@ -119,7 +122,8 @@ def iterate_patches(
 ) -> Iterator[Tensor]:
     """Yield the patches of a few units at a time, so that memory does not grow with the video's length.
 
-    Each item is (units*rows*columns, 3*tp*p*p) on ``device``; only the frames of one chunk are ever there.
+    ``frames``: (T, H, W, 3) uint8, RGB. Each item is (units*rows*columns, 3*tp*p*p) of ``dtype`` on
+    ``device``; only the frames of one chunk are ever there. Raises ValueError for frames of another shape or dtype.
     """
     _check_frames(frames)
     step = units_per_chunk * settings.temporal_patch_size

@@ -8,7 +8,11 @@ __all__ = ["frames_for_budget", "patch_grid", "visual_tokens"]
 
 
 def frames_for_budget(baseline_frames: int, retention_ratio: float) -> int:
-    """Frames that cost the language model what `baseline_frames` cost uncompressed: 16 at 0.1 -> 160."""
+    """Frames that cost the language model what `baseline_frames` cost uncompressed: 16 at 0.1 -> 160.
+
+    Raises ValueError for less than one frame and for a ratio outside (0, 1]. (FlashVID section 4, fixed token
+    budget.)
+    """
     if baseline_frames < 1:
         raise ValueError(f"{baseline_frames=} must be at least 1")
     if not 0 < retention_ratio <= 1:
@@ -50,7 +54,10 @@ def visual_tokens(
     merge_size: int = 2,
     temporal_patch_size: int = 2,
 ) -> int:
-    """T*N, the visual tokens of a clip before compression; arguments and errors as in `patch_grid`."""
+    """T*N, the visual tokens of a clip before compression.
+
+    Arguments as in `patch_grid`, and like it this raises ValueError for sizes that are no whole patches.
+    """
     units, rows, columns = patch_grid(
         num_frames,
         height,

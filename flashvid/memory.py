@@ -45,6 +45,7 @@ class MemoryEstimate:
 
     @property
     def peak(self) -> int:
+        """Bytes of the weights and of the stage that needs most beside them."""
         return self.weights + max(self.by_stage.values())
 
 

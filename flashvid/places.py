@@ -21,6 +21,7 @@ class UnitBudget:
 
     @property
     def merged(self) -> int:
+        """Places for merged tokens."""
         return self.kept - self.selected
 
 
@@ -57,12 +58,13 @@ def share_places(roots: Sequence[int], places: int) -> list[int]:
     shares = [0] * len(roots)
     waiting = [t for t, n in enumerate(roots) if n > 0]
     # units whose proportional share is below one place take one; the others share the rest
-    while small := [t for t in waiting if places * roots[t] < sum(roots[u] for u in waiting)]:
+    total = sum(roots)
+    while small := [t for t in waiting if places * roots[t] < total]:
         for t in small:
             shares[t] = 1
         places -= len(small)
+        total -= sum(roots[t] for t in small)
         waiting = [t for t in waiting if shares[t] == 0]
-    total = sum(roots[t] for t in waiting)
     for t in waiting:
         shares[t] = places * roots[t] // total
     by_remainder = sorted(waiting, key=lambda t: -(places * roots[t] % total))

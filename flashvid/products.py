@@ -138,7 +138,7 @@ def widened(rows: Tensor, *, overlap: int = 0) -> Iterator[tuple[int, Tensor]]:
     A piece is only good until the next one, which is put into the same memory, and may be written.
     """
     num_rows = len(rows)
-    step = 2 * -(-num_rows // (2 * WIDENED_PIECES))  # even, or one of two cores waits
+    step = 2 * max(1, -(-num_rows // (2 * WIDENED_PIECES)))  # even, or one of two cores waits
     piece = _new(rows, min(step + overlap, num_rows), *rows.shape[1:])
     for start in range(0, num_rows - overlap, step):
         part = rows[start : start + step + overlap]

@@ -128,7 +128,10 @@ def llm_ratio_for_budget(num_layers: int, layer: int, kept_tokens: int, budget_t
 
 
 def mean_visual_tokens(kept_tokens: int, num_layers: int, layer: int, ratio: float) -> float:
-    """Visual tokens per decoder layer, averaged over the layers."""
+    """Visual tokens per decoder layer, averaged over the layers.
+
+    Raises ValueError for less than one layer. (FlashVID section 3.5.)
+    """
     lengths = kv_lengths_by_layer(0, kept_tokens, num_layers, layer, ratio)
     return sum(lengths) / num_layers
 
@@ -136,14 +139,20 @@ def mean_visual_tokens(kept_tokens: int, num_layers: int, layer: int, ratio: flo
 def kv_lengths_by_layer(
     text_tokens: int, kept_tokens: int, num_layers: int, layer: int, ratio: float
 ) -> tuple[int, ...]:
-    """Entries in each layer's key-value cache after the prompt; pruning starts at `layer` (0-based)."""
+    """Entries in each layer's key-value cache after the prompt; pruning starts at `layer` (0-based).
+
+    Raises ValueError for less than one layer. (FlashVID section 3.5.)
+    """
     _check_depth(num_layers)
     before, after = text_tokens + kept_tokens, text_tokens + pruned_tokens(kept_tokens, ratio)
     return tuple(before if index < layer else after for index in range(num_layers))
 
 
 def inside_schedule(config: FlashVidConfig, num_layers: int) -> PruningSchedule | None:
-    """Where the language model prunes, or None where it does not; retention 1 prunes only when told to."""
+    """Where the language model prunes, or None where it does not; retention 1 prunes only when told to.
+
+    Raises ValueError where no layer or ratio fits, as `pruning_schedule`. (FlashVID section 3.5.)
+    """
     if config.is_bypass and config.llm_retention_ratio is None:
         return None
     schedule = pruning_schedule(

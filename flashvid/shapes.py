@@ -39,6 +39,7 @@ class VisionShape:
 
     @property
     def head_dim(self) -> int:
+        """Numbers of one head's query or key."""
         return self.hidden // self.heads
 
     @property
@@ -53,6 +54,7 @@ class VisionShape:
 
     @property
     def parameters(self) -> int:
+        """Numbers in all weights of the tower, its patch embedding and merger included."""
         attention = 4 * self.hidden**2 + 4 * self.hidden
         mlp = 3 * self.hidden * self.intermediate + 2 * self.intermediate + self.hidden
         block = attention + mlp + 2 * self.hidden  # two norms
@@ -85,6 +87,7 @@ class LanguageShape:
 
     @property
     def query_width(self) -> int:
+        """Numbers in one token's query, all heads together."""
         return self.heads * self.head_dim
 
     @property
@@ -100,6 +103,7 @@ class LanguageShape:
 
     @property
     def parameters(self) -> int:
+        """Numbers in all weights, embedding and head included."""
         layer = self.layer_weights + self.query_width + 2 * self.kv_width + 2 * self.hidden
         tables = (1 if self.tied else 2) * self.vocab * self.hidden
         return tables + self.layers * layer + self.hidden
@@ -107,7 +111,10 @@ class LanguageShape:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelShape:
-    """A video language model: both halves, and the bytes of one number (2 for bfloat16 and float16)."""
+    """A video language model: both halves, and the bytes of one number (2 for bfloat16 and float16).
+
+    Raises ValueError for a size of numbers other than 2 and 4 bytes.
+    """
 
     vision: VisionShape
     language: LanguageShape
@@ -119,10 +126,12 @@ class ModelShape:
 
     @property
     def parameters(self) -> int:
+        """Numbers in all weights of both halves."""
         return self.vision.parameters + self.language.parameters
 
     @property
     def weights_bytes(self) -> int:
+        """Memory of the weights."""
         return self.parameters * self.bytes_per_value
 
     @property

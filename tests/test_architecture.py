@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("flashvid", "pipeline", "jobs", "demo")
+PACKAGES = ("flashvid", "pipeline", "jobs", "demo", "benchmarks")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 MAX_FILE_LINES = 300
@@ -24,17 +24,12 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "rich": ("pipeline/cli.py", "pipeline/console.py", "demo/"),
     "decord": ("pipeline/decoders.py",),
     "av": ("pipeline/containers.py", "demo/"),
-    "transformers": (
-        "flashvid/models/",
-        "flashvid/engine.py",
-        "flashvid/wrapper.py",
-        "flashvid/positions.py",
-        "demo/",
-    ),
-    "torch": ("flashvid/", "pipeline/indexer.py", "pipeline/worker.py", "demo/"),
+    "transformers": ("flashvid/models/", "demo/", "benchmarks/random_model.py"),
+    "torch": ("flashvid/", "pipeline/indexer.py", "pipeline/worker.py", "demo/", "benchmarks/"),
     "pyarrow": ("pipeline/", "demo/"),
     "fsspec": ("pipeline/",),
     "pydantic": ("pipeline/config.py",),
+    "PIL": ("pipeline/drawing.py",),
     "pipeline": ("pipeline/", "jobs/", "demo/"),
     "demo": ("demo/", "pipeline/cli.py"),
     "jobs": ("jobs/",),
