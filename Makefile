@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-train demo-evaluate test check format clean
+.PHONY: help demo demo-train demo-evaluate test check format clean mutants bench bench-saliency bench-generation
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -29,6 +29,9 @@ demo-evaluate: $(STAMP)  ## measure the small model on held-out videos, as its c
 test: $(STAMP)  ## run the test suite
 	@$(BIN)/python -m pytest
 
+mutants: $(STAMP)  ## plant a bug in each stage, one at a time, and expect the tests to notice (some minutes)
+	@$(BIN)/python -m tests.mutations
+
 check: $(STAMP)  ## lint, format, types, import rules
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -38,6 +41,15 @@ check: $(STAMP)  ## lint, format, types, import rules
 format: $(STAMP)  ## fix what the linter can fix
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+bench: $(STAMP)  ## time compress() and measure its memory; REFERENCE=checkout compares with the reference
+	$(BIN)/python -m benchmarks.compression $(if $(REFERENCE),--reference $(REFERENCE)) -o out/bench/compression.json
+
+bench-saliency: $(STAMP)  ## time saliency against the whole attention map
+	$(BIN)/python -m benchmarks.saliency -o out/bench/saliency.json
+
+bench-generation: $(STAMP)  ## time to the first token of a 7B-sized random model (needs a GPU)
+	$(BIN)/python -m benchmarks.generation -o out/bench/generation.json
 
 clean:  ## remove what was built or written by the demo
 	rm -rf out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

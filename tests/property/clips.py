@@ -21,10 +21,12 @@ class Clip:
 
 
 @st.composite
-def clips(draw: st.DrawFn, max_units: int = 7, max_tokens: int = 14) -> Clip:
+def clips(
+    draw: st.DrawFn, max_units: int = 7, max_tokens: int = 14, min_units: int = 1, min_tokens: int = 1
+) -> Clip:
     """Scenes that drift: neighbouring units resemble each other more or less closely, some start anew."""
-    num_units = draw(st.integers(1, max_units))
-    num_tokens = draw(st.integers(1, max_tokens))
+    num_units = draw(st.integers(min_units, max_units))
+    num_tokens = draw(st.integers(min_tokens, max_tokens))
     noise = draw(st.sampled_from([0.05, 0.3, 1.0]))
     cut_share = draw(st.sampled_from([0.0, 0.3, 1.0]))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))

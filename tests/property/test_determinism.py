@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -10,8 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from flashvid import CompressedVideo, FlashVidConfig, compress, filling, products
+from flashvid import CompressedVideo, FlashVidConfig, compress
 from flashvid.config import SelectionMethod
+from flashvid.products import unit_chunks
 from tests.property.clips import Clip, clips, configs
 
 few = settings(max_examples=40)
@@ -74,14 +76,15 @@ def test_order_of_clips(some: list[Clip], config: FlashVidConfig, data: st.DataO
 
 # the fixture only puts back what each example sets
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(clips(max_units=9), configs(), st.sampled_from([1, 3000, 9000]))
+@given(clips(max_units=9) | clips(min_units=4, min_tokens=8), configs(), st.sampled_from([1, 3000, 9000]))
 def test_chunks_of_units(
     monkeypatch: pytest.MonkeyPatch, clip: Clip, config: FlashVidConfig, limit: int
 ) -> None:
     whole = compress(clip.features, clip.saliency, config)
     with monkeypatch.context() as patch:
-        for module in (filling, products):
+        for module in [module for module in sys.modules.values() if hasattr(module, "MAP_BYTES")]:
             patch.setattr(module, "MAP_BYTES", limit)
+        assert list(unit_chunks(2, limit)) == [(0, 1), (1, 2)]  # so it is seen
         chunked = compress(clip.features, clip.saliency, config)
     assert torch.equal(whole.kept, chunked.kept)
     assert torch.equal(whole.group_sizes, chunked.group_sizes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -38,6 +38,26 @@ def test_same_as_literal(clip: Clip, threshold: float, data: st.DataObject) -> N
     parent = literal.parents(clip.features.double().numpy(), picks, lengths, budget, threshold)
     assert forest.parent.tolist() == parent
     assert forest.root.tolist() == literal.roots_of(parent)
+
+
+@usual
+@given(clips(min_units=3, min_tokens=4, max_tokens=9), st.sampled_from([-1.0, 0.0, 0.4]), st.data())
+def test_the_floor_raises_the_threshold(clip: Clip, threshold: float, data: st.DataObject) -> None:
+    """Only clips of which more would link than may: the k-th best link and all below it are not made."""
+    num_units, num_tokens, _ = clip.features.shape
+    first = data.draw(st.integers(0, num_units - 3))
+    lengths = [first, num_units - first] if first else [num_units]
+    budget = data.draw(st.integers(num_tokens - 3, num_tokens))
+    features = clip.features.double().numpy()
+    nobody: list[list[int]] = [[] for _ in range(num_units)]
+    free = literal.parents(features, nobody, lengths, 0, threshold)
+    would_link = [token // num_tokens >= first and above != token for token, above in enumerate(free)]
+    assume(sum(would_link) > lengths[-1] * (num_tokens - budget))
+    nothing = torch.zeros(num_units, num_tokens, dtype=torch.bool)
+    forest = link(clip.features, nothing, lengths, unit_budget=budget, threshold=threshold)
+    assert forest.parent.tolist() == literal.parents(features, nobody, lengths, budget, threshold)
+    links = forest.parent.view(nothing.shape) != torch.arange(nothing.numel()).view(nothing.shape)
+    assert int(links[first:].sum()) == max(0, lengths[-1] * (num_tokens - budget) - 1)
 
 
 @usual

@@ -1,0 +1,1 @@
+"""Planted bugs: each of them must turn the tests of its stage red. Run with `python -m tests.mutations`."""

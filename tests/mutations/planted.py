@@ -1,0 +1,27 @@
+"""What a planted bug is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["ROOT", "Planted"]
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Planted:
+    """One bug: `old`, found once in `file`, becomes `new`; `breaks` says what is then wrong."""
+
+    stage: str
+    breaks: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Short and unique."""
+        return f"{self.stage}: {self.breaks}"
