@@ -123,7 +123,8 @@ def iterate_patches(
     """Yield the patches of a few units at a time, so that memory does not grow with the video's length.
 
     ``frames``: (T, H, W, 3) uint8, RGB. Each item is (units*rows*columns, 3*tp*p*p) of ``dtype`` on
-    ``device``; only the frames of one chunk are ever there. Raises ValueError for frames of another shape or dtype.
+    ``device``; only the frames of one chunk are ever there. Raises ValueError for frames of another shape or
+    dtype.
     """
     _check_frames(frames)
     step = units_per_chunk * settings.temporal_patch_size

@@ -56,7 +56,7 @@ def _received_batched(query: Tensor, key: Tensor, scaling: float, max_weights: i
     for start in range(0, len(query), runs_at_once):
         q, k = query[start : start + runs_at_once], key[start : start + runs_at_once]
         k_columns = k.float().permute(0, 2, 3, 1)  # (runs, heads, head_dim, length)
-        total = torch.zeros(q.shape[0], length, device=q.device)
+        total = torch.zeros(q.shape[0], length, dtype=torch.float32, device=q.device)
         q_rows = q.float().transpose(1, 2)  # (runs, heads, length, head_dim)
         for row in range(0, length, rows_at_once):
             rows = q_rows[:, :, row : row + rows_at_once]

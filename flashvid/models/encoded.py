@@ -37,7 +37,7 @@ class EncodedVideo:
 
     def _saliency(self, config: FlashVidConfig) -> Tensor | None:
         if self.saliency is None and not needs_saliency(config):
-            return torch.zeros(self.features.shape[:2], device=self.features.device)
+            return torch.zeros(self.features.shape[:2], dtype=torch.float32, device=self.features.device)
         return self.saliency
 
 
