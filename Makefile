@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 .PHONY: help demo demo-train demo-evaluate test check format clean mutants bench bench-saliency bench-generation
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 $(STAMP): pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) (once; a few minutes, mostly the download of torch)"

@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from flashvid.positions import Grid
 
-__all__ = ["Generation", "VideoAnswers", "VideoInput", "token_limits"]
+__all__ = ["Generation", "VideoAnswers", "VideoInput", "check_prompts", "token_limits"]
 
 
 @dataclass(frozen=True)
@@ -74,11 +75,26 @@ class VideoAnswers:
 
 
 def token_limits(max_new_tokens: int | Sequence[int], num_prompts: int) -> list[int]:
-    """One limit per prompt. Raises ValueError for no prompts, a limit below 1 or a wrong number of limits."""
-    limits = [max_new_tokens] * num_prompts if isinstance(max_new_tokens, int) else list(max_new_tokens)
-    if not num_prompts or len(limits) != num_prompts or min(limits) < 1:
+    """One limit per prompt.
+
+    Raises ValueError for no prompts, a limit that is no integer or below 1, or a wrong number of limits.
+    """
+    limits: list[Any] = [max_new_tokens] * num_prompts
+    if isinstance(max_new_tokens, Sequence):
+        limits = list(max_new_tokens)
+    fit = all(isinstance(limit, Integral) and limit >= 1 for limit in limits)  # type: ignore[operator]
+    if not num_prompts or len(limits) != num_prompts or not fit:
         raise ValueError(
-            f"{num_prompts} prompts with {max_new_tokens=}; need at least one prompt, and a limit of "
-            "at least 1 for all of them or for each"
+            f"{num_prompts} prompts with {max_new_tokens=}; need at least one prompt, and an integer limit "
+            "of at least 1 for all of them or for each"
         )
-    return limits
+    return [int(limit) for limit in limits]
+
+
+def check_prompts(prompts: Sequence[str]) -> None:
+    """Raises TypeError for one string in place of a list of them, and for what is no string."""
+    if isinstance(prompts, str):
+        raise TypeError(f"prompts={prompts!r} must be a list of strings; put a single one into a list")
+    for prompt in prompts:
+        if not isinstance(prompt, str):
+            raise TypeError(f"prompts hold {prompt!r}, a {type(prompt).__name__}; each must be a string")

@@ -1,7 +1,8 @@
 """What a caller's ``generate`` arguments mean for a prompt that is shorter than the caller's.
 
 Lengths that count the prompt are lowered. Whatever of the caller's is called with token ids (streamer,
-processors, criteria) gets the caller's own prompt in front of the new tokens.
+processors, criteria) gets the caller's own prompt in front of the new tokens, and runs without the hooks of
+the pass it is called from.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from typing import Any
 
 from torch import Tensor
 
+from flashvid.hooks import without_hooks
 from flashvid.prompt import restore_prompt
 
-__all__ = ["Arguments", "check_arguments"]
+__all__ = ["GREEDY", "Arguments", "check_arguments"]
 
 # Made here from input_ids and the pixel values.
 _OURS = ("inputs", "inputs_embeds", "position_ids", "past_key_values", "mm_encoder_outputs")
@@ -31,6 +33,21 @@ _REFUSED: Mapping[str, str] = {
 }
 _NEUTRAL = {"guidance_scale": 1}
 
+# Plain greedy decoding from a cache, whatever a checkpoint's generation config or its user says: sampling
+# settings would be warned about, the others change how or for how long is decoded, or what comes back.
+GREEDY: Mapping[str, Any] = {
+    "do_sample": False,
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "use_cache": True,
+    "return_dict_in_generate": False,
+    "output_attentions": False,
+    "output_hidden_states": False,
+    "min_length": 0,  # counts padding
+    **dict.fromkeys(("temperature", "top_p", "top_k", "max_time", "stop_strings", "cache_implementation")),
+    **{name: None for name in _REFUSED if name not in ("assistant_model", "synced_gpus")},
+}
+
 
 @dataclass(frozen=True)
 class Arguments:
@@ -44,9 +61,10 @@ class Arguments:
     defaults: Any
 
     def value(self, name: str) -> Any:
-        """The setting in force, None where nobody sets it."""
+        """The setting in force, None where nobody sets it or where a keyword unsets it."""
+        if name in self.given:
+            return self.given[name]
         for found in (
-            self.given.get(name),
             getattr(self.given.get("generation_config"), name, None),
             getattr(self.defaults, name, None),
         ):
@@ -75,8 +93,12 @@ class Arguments:
             listed = criteria if isinstance(criteria, Sequence) else [criteria]
             kwargs["stopping_criteria"] = [_Criterion(one, whole) for one in listed]
         if (allowed := kwargs.get("prefix_allowed_tokens_fn")) is not None:
-            kwargs["prefix_allowed_tokens_fn"] = lambda index, ids: allowed(index, whole.row(index, ids))
+            kwargs["prefix_allowed_tokens_fn"] = _Prefix(allowed, whole, self._samples())
         return kwargs
+
+    def _samples(self) -> int:
+        """Sequences per prompt that ``generate`` numbers one by one; beams of a prompt share its number."""
+        return 1 if (self.value("num_beams") or 1) > 1 else self.value("num_return_sequences") or 1
 
     def _lengths(self, prompt: int, short: int) -> dict[str, int]:
         lengths: dict[str, int] = {}
@@ -104,6 +126,8 @@ def check_arguments(arguments: Arguments, *, pruned: bool) -> None:
             shown = value if isinstance(value, int | float) else type(value).__name__
             raise ValueError(f"{name}={shown} is not supported: {reason}")
     kind = arguments.value("cache_implementation")
+    if kind == "paged":
+        raise ValueError("cache_implementation='paged' runs the prompt without its videos; leave it out")
     if pruned and kind not in (None, "dynamic"):
         rule = "'dynamic' while tokens are pruned inside the model; or set llm_retention_ratio=1"
         raise ValueError(f"cache_implementation={kind!r} must be {rule}")
@@ -143,10 +167,12 @@ class _Streamer:
     def put(self, value: Tensor) -> None:
         if self._whole is not None:
             value, self._whole = self._whole(value), None
-        self._inner.put(value)
+        with without_hooks():
+            self._inner.put(value)
 
     def end(self) -> None:
-        self._inner.end()
+        with without_hooks():
+            self._inner.end()
 
 
 class _Processor:
@@ -157,7 +183,21 @@ class _Processor:
         self._whole = whole
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        return self._inner(self._whole(input_ids), scores)
+        with without_hooks():
+            return self._inner(self._whole(input_ids), scores)
+
+
+class _Prefix:
+    """A caller's ``prefix_allowed_tokens_fn``: called with the caller's ids, (S,) int64, of one sequence."""
+
+    def __init__(self, inner: Callable[[int, Tensor], list[int]], whole: _Whole, samples: int) -> None:
+        self._inner = inner
+        self._whole = whole
+        self._samples = samples
+
+    def __call__(self, index: int, input_ids: Tensor) -> list[int]:
+        with without_hooks():
+            return self._inner(index, self._whole.row(index // self._samples, input_ids))
 
 
 class _Criterion:
@@ -168,7 +208,8 @@ class _Criterion:
         self._whole = whole
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        return self._inner(self._whole(input_ids), scores, **kwargs)
+        with without_hooks():
+            return self._inner(self._whole(input_ids), scores, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         """``generate`` pads finished rows where a criterion has ``eos_token_id``."""

@@ -30,7 +30,7 @@ class VideoChat:
         """The prompt with the placeholders of the kept tokens only.
 
         ``grid`` (units, rows, columns) in patches, ``kept`` (K,) int64 as in ``CompressedVideo``. Raises
-        ValueError where text and template do not give exactly one placeholder.
+        ValueError where text and template do not give exactly one placeholder, of the video.
         """
         units, rows, columns = grid
         merge = self._adapter.merge_size
@@ -56,10 +56,11 @@ class VideoChat:
         message = {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": text}]}
         chat = self._tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
         ids: list[int] = list(self._tokenizer(chat, add_special_tokens=False)["input_ids"])
-        found = ids.count(self._adapter.video_token_id)
-        if found != 1:
+        found, images = ids.count(self._adapter.video_token_id), ids.count(self._adapter.image_token_id)
+        if found != 1 or images:
             raise ValueError(
-                f"the chat of prompt {text!r} has {found} video placeholders, need exactly 1; "
-                "prompts must not hold special tokens, and the chat template must know videos"
+                f"the chat of prompt {text!r} has {found} video placeholders and {images} of images, need "
+                "exactly 1 and 0; prompts must not hold special tokens, and the chat template must know "
+                "videos"
             )
         return ids

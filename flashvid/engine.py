@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flashvid.answers import Generation, VideoAnswers, VideoInput, token_limits
+from flashvid.answers import Generation, VideoAnswers, VideoInput, check_prompts, token_limits
+from flashvid.arguments import GREEDY
 from flashvid.budget import (
     PruningSchedule,
     config_for_baseline,
@@ -109,11 +110,13 @@ class Engine:
     ) -> VideoAnswers:
         """Greedy answers to every prompt about one video, in their order; deterministic.
 
-        ``max_new_tokens``: one limit for all prompts or one for each.
+        ``max_new_tokens``: one limit for all prompts or one for each. Of the model's generation config the
+        end tokens, penalties and bans hold, not what would sample, search, stop early or prolong.
         ``baseline_tokens``: visual tokens that the language model may see at most, per layer on average with
         pruning inside the model, on entry without. Raises ValueError for no prompts, frames of a wrong shape
         or a budget that cannot be held. Sections 3.2-3.5.
         """
+        check_prompts(prompts)
         limits = token_limits(max_new_tokens, len(prompts))
         clock = Clock(self._adapter.device)
         config = self._config_for(baseline_tokens)
@@ -252,7 +255,7 @@ class Engine:
             batch.position_ids,
             max_new_tokens=max_new_tokens,
             pad_token_id=self._adapter.pad_token_id,
-            **_GREEDY,
+            **GREEDY,
             **kwargs,
         )
         return list(output[:, batch.input_ids.shape[1] :].cpu())
@@ -266,16 +269,15 @@ class Engine:
         return Generation(text, "stop" if ends else "length", count, len(short))
 
 
-# Explicit, because checkpoints bring sampling settings that greedy decoding would warn about.
-_GREEDY: dict[str, Any] = {
-    "do_sample": False,
-    "num_beams": 1,
-    "temperature": None,
-    "top_p": None,
-    "top_k": None,
-}
-
-
 def _shared_prefix(shorts: Sequence[ShortPrompt]) -> int:
-    """Tokens up to and including the video, which all prompts have in common."""
-    return int(shorts[0].video.nonzero()[-1]) + 1
+    """Tokens up to and including the video, which all prompts have in common.
+
+    Raises ValueError where they have not, because a chat template puts a part of the question first.
+    """
+    prefix = int(shorts[0].video.nonzero()[-1]) + 1
+    if any(not torch.equal(short.input_ids[:prefix], shorts[0].input_ids[:prefix]) for short in shorts):
+        raise ValueError(
+            "the prompts differ before the video; use a chat template that keeps the order of the content, "
+            "where the video comes first, or ask one prompt at a time"
+        )
+    return prefix

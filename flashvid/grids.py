@@ -40,8 +40,8 @@ def patch_grid(
             raise ValueError(
                 f"{name}={value} must be a multiple of {token_pixels} pixels; resize the frames first"
             )
-    if num_frames < 1:
-        raise ValueError(f"{num_frames=} must be at least 1")
+    if num_frames < 1 or num_frames % 1:
+        raise ValueError(f"{num_frames=} must be a whole number of at least 1")
     return -(-num_frames // temporal_patch_size), height // patch_size, width // patch_size
 
 

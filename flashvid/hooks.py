@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["PreHook", "own_pre_hooks"]
+__all__ = ["PreHook", "own_pre_hooks", "without_hooks"]
 
 PreHook = Callable[[Any, tuple[Any, ...], dict[str, Any]], tuple[tuple[Any, ...], dict[str, Any]] | None]
 
@@ -41,6 +41,19 @@ def own_pre_hooks(hooks: Sequence[tuple[nn.Module, PreHook]]) -> Iterator[None]:
         with _LOCK:
             for handle in handles:
                 handle.remove()
+        _CURRENT.reset(token)
+
+
+@contextmanager
+def without_hooks() -> Iterator[None]:
+    """Inside the ``with`` no such hook runs: for code of the caller's that is called back from a pass.
+
+    It may run the same model, and then wants what it would get outside.
+    """
+    token = _CURRENT.set(None)
+    try:
+        yield
+    finally:
         _CURRENT.reset(token)
 
 

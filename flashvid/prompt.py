@@ -26,19 +26,22 @@ class ShortPrompt:
     """One prompt as the language model gets it, without padding; all on the CPU.
 
     input_ids (S,) int64; positions (3, S) int64, each kept token's own from the full prompt;
-    video (S,) bool, True at video tokens.
+    video (S,) bool, True at video tokens. filler: a text token of its own to pad it with; None: it has none.
     """
 
     input_ids: Tensor
     positions: Tensor
     video: Tensor
+    filler: int | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)
 
     def head(self, length: int) -> ShortPrompt:
         """The first ``length`` tokens."""
-        return ShortPrompt(self.input_ids[:length], self.positions[:, :length], self.video[:length])
+        return ShortPrompt(
+            self.input_ids[:length], self.positions[:, :length], self.video[:length], self.filler
+        )
 
 
 @dataclass(frozen=True)
@@ -76,12 +79,17 @@ def shorten_prompt(
     positions = mrope_positions(len(input_ids), spans, tokens_per_second=tokens_per_second, style=style)
     stays = torch.ones(len(input_ids), dtype=torch.bool)
     video = torch.zeros_like(stays)
+    text = torch.ones_like(stays)
+    for span in spans:
+        text[span.start : span.stop] = False
     videos = (span for span in spans if span.kind == "video")
     for span, indices in zip(videos, kept, strict=True):
         stays[span.start : span.stop] = False
         stays[span.start + indices.cpu()] = True
         video[span.start : span.stop] = True
-    return ShortPrompt(input_ids[stays], positions[:, stays], video[stays])
+    own = input_ids[text]
+    filler = int(own[0]) if len(own) else None
+    return ShortPrompt(input_ids[stays], positions[:, stays], video[stays], filler)
 
 
 def pad_prompts(
@@ -89,7 +97,9 @@ def pad_prompts(
 ) -> PromptBatch:
     """Bring prompts to one length with padding after their first ``prefix`` tokens (0: on the left).
 
-    A shared prefix that is already in the cache has to stay in front, so the padding goes behind it.
+    A shared prefix that is already in the cache has to stay in front, so the padding goes behind it. A prompt
+    is padded with its filler, or ``pad_token_id`` where it has none: a penalty on the tokens that it holds
+    then is what it is without padding.
     """
     size = max(len(prompt) for prompt in prompts)
     shape = (len(prompts), size)
@@ -99,6 +109,8 @@ def pad_prompts(
     video = torch.zeros(shape, dtype=torch.bool)
     for row, prompt in enumerate(prompts):
         behind = size - (len(prompt) - prefix)
+        if prompt.filler is not None:
+            input_ids[row] = prompt.filler
         for target, source in (
             (slice(0, prefix), slice(0, prefix)),
             (slice(behind, None), slice(prefix, None)),

@@ -23,12 +23,12 @@ class VisualInputs:
     """Pixels and grids of a call, as the Hugging Face processor returns them, in order of appearance.
 
     pixel_values_videos, pixel_values: (patches, C*tp*p*p) float; video_grid_thw, image_grid_thw: (videos, 3)
-    int64, in patches; second_per_grid_ts: seconds between two units, one per video.
+    int64, in patches; second_per_grid_ts: seconds between two units, one per video, float.
     """
 
     pixel_values_videos: Tensor | None = None
     video_grid_thw: Tensor | None = None
-    second_per_grid_ts: Tensor | Sequence[float] | None = None
+    second_per_grid_ts: Tensor | Sequence[float] | float | None = None
     pixel_values: Tensor | None = None
     image_grid_thw: Tensor | None = None
 
@@ -64,7 +64,7 @@ class RowReader:
 
         Raises ValueError where placeholders, grids, pixels and seconds do not belong together.
         """
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(input_ids.device)
         _check_ids(input_ids, mask)
         self._check_types(input_ids, mm_token_type_ids)
         images = self._images(visual)
@@ -109,7 +109,10 @@ class RowReader:
             raise ValueError("pixel_values and image_grid_thw belong together; pass both or neither")
         if pixels is None or grids is None:
             return iter(())
-        return iter(list(zip(_grids(grids), self._adapter.encode_images(pixels, grids), strict=True)))
+        sizes = _grids("image_grid_thw", grids, self._adapter.merge_size)
+        _check_patches("pixel_values", pixels, sizes)
+        features = self._adapter.encode_images(pixels, torch.tensor(sizes)) if sizes else []
+        return iter(list(zip(sizes, features, strict=True)))
 
     def _videos(self, visual: VisualInputs) -> Iterator[tuple[Grid, float, Tensor]]:
         pixels, grids, seconds = (
@@ -126,16 +129,12 @@ class RowReader:
                 "second_per_grid_ts is missing; pass the seconds between two temporal units of each video "
                 "(frames per unit / sampled frames per second), else the model cannot tell when things happen"
             )
-        sizes = [units * high * wide for units, high, wide in _grids(grids)]
-        if sum(sizes) != len(pixels):
-            raise ValueError(
-                f"pixel_values_videos has {len(pixels)} patches, video_grid_thw stands for {sum(sizes)}"
-            )
-        patches = torch.split(pixels, sizes)
-        every = [float(value) for value in seconds]
+        sizes = _grids("video_grid_thw", grids, self._adapter.merge_size)
+        patches = torch.split(pixels, _check_patches("pixel_values_videos", pixels, sizes))
+        every = torch.as_tensor(seconds, dtype=torch.float64).flatten().tolist()
         if len(every) != len(patches):
             raise ValueError(f"{len(every)} second_per_grid_ts for {len(patches)} videos; pass one per video")
-        return iter(list(zip(_grids(grids), every, patches, strict=True)))
+        return iter(list(zip(sizes, every, patches, strict=True)))
 
     def _row(
         self,
@@ -181,14 +180,35 @@ class RowReader:
 
 
 def _check_ids(input_ids: Tensor, mask: Tensor) -> None:
-    if input_ids.ndim != 2 or mask.shape != input_ids.shape:
+    if input_ids.ndim != 2 or mask.shape != input_ids.shape or not len(input_ids):
         raise ValueError(
             f"input_ids of shape {tuple(input_ids.shape)} and attention_mask of {tuple(mask.shape)} must "
-            "both be (B, S)"
+            "both be (B, S), with B at least 1"
         )
     if not bool(mask.bool().any(dim=1).all()):
         raise ValueError("attention_mask hides every token of a prompt; each needs at least one")
 
 
-def _grids(grids: Tensor) -> list[Grid]:
-    return [(int(units), int(high), int(wide)) for units, high, wide in grids.tolist()]
+def _grids(name: str, grids: Tensor, merge_size: int) -> list[Grid]:
+    listed = torch.as_tensor(grids)
+    if listed.ndim != 2 or listed.shape[1] != 3:
+        raise ValueError(f"{name} of shape {tuple(listed.shape)} must be (number of them, 3)")
+    found = [(int(units), int(high), int(wide)) for units, high, wide in listed.tolist()]
+    for grid in found:
+        if min(grid) < 1 or grid[1] % merge_size or grid[2] % merge_size:
+            raise ValueError(
+                f"{name} has {grid}, which must be (units, rows, columns) in patches, each at least 1, rows "
+                f"and columns multiples of {merge_size}; pass it as the processor returns it"
+            )
+    return found
+
+
+def _check_patches(name: str, pixels: Tensor, grids: Sequence[Grid]) -> list[int]:
+    """Patches of each; raises ValueError where they are not those in ``pixels``."""
+    sizes = [units * high * wide for units, high, wide in grids]
+    if pixels.ndim != 2 or sum(sizes) != len(pixels):
+        raise ValueError(
+            f"{name} of shape {tuple(pixels.shape)} has {len(pixels)} patches, its grids stand for "
+            f"{sum(sizes)}; pass both as the processor returns them: (patches, values), (number of them, 3)"
+        )
+    return sizes

@@ -32,7 +32,7 @@ _CHAINED = ("to", "cuda", "cpu", "eval", "train", "half", "float", "bfloat16", "
 
 
 class FlashVidModel:
-    """A wrapped model. ``generate`` compresses; every other attribute is the model's own.
+    """A wrapped model. ``generate`` compresses; every other attribute is the model's own, read or set.
 
     Made by :func:`flashvid`, which see. Several may share one model, in several threads at once. Raises
     TypeError for unsupported models, ValueError for settings that do not fit its number of layers.
@@ -58,6 +58,13 @@ class FlashVidModel:
         value = getattr(self._model, name)
         return self._chained(value) if name in _CHAINED else value
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """``wrapped.generation_config = ...`` is the model's too; else it would be set and never be read."""
+        if name.startswith("_") or hasattr(type(self), name):
+            object.__setattr__(self, name, value)
+        else:
+            setattr(self._model, name, value)
+
     def _chained(self, method: Callable[..., Any]) -> Callable[..., FlashVidModel]:
         def call(*args: Any, **kwargs: Any) -> FlashVidModel:
             method(*args, **kwargs)
@@ -72,7 +79,7 @@ class FlashVidModel:
         attention_mask: Tensor | None = None,
         pixel_values_videos: Tensor | None = None,
         video_grid_thw: Tensor | None = None,
-        second_per_grid_ts: Tensor | list[float] | None = None,
+        second_per_grid_ts: Tensor | list[float] | float | None = None,
         pixel_values: Tensor | None = None,
         image_grid_thw: Tensor | None = None,
         mm_token_type_ids: Tensor | None = None,
@@ -91,8 +98,9 @@ class FlashVidModel:
         beams and of several returned sequences, and with ``return_report`` comes a pair with the
         :class:`GenerationReport`. ``max_length`` and ``min_length``, wherever set, count the caller's prompt;
         streamers, logits processors, stopping criteria and ``prefix_allowed_tokens_fn`` see it whole.
-        Processors that ``generate`` makes itself, such as the one of ``repetition_penalty``, see the
-        shortened prompt. A processor given beside one of its kind that ``generate`` makes adds to it.
+        Processors that ``generate`` makes itself, such as the one of ``no_repeat_ngram_size``, see the
+        shortened prompt, padded with one of its own tokens. A processor given beside one of its kind that
+        ``generate`` makes adds to it.
         ``past_key_values``, hidden states and attentions are those of the shortened prompt, and from the
         pruning layer on of its kept tokens, with each row's padding on the left.
 

@@ -45,10 +45,15 @@ app = typer.Typer(
 
 _Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE...]", help="Settings that override the file, e.g. workers.count=8"),
+    typer.Argument(
+        metavar="[KEY=VALUE...]", help="Settings that override the file's, e.g. compression.profile=action"
+    ),
 ]
 _Video = Annotated[str, typer.Argument(metavar="VIDEO", help="A file, or an object at any fsspec address.")]
-_Config = Annotated[Path | None, typer.Option("--config", help="Take model and settings from this file.")]
+_Config = Annotated[
+    Path | None,
+    typer.Option("--config", help="Take model and settings from this file, but not its questions."),
+]
 _Model = Annotated[str | None, typer.Option("--model", help="A checkpoint folder or hub id.")]
 _Table = Annotated[str, typer.Option(help="The table within the output.")]
 
@@ -181,7 +186,7 @@ def caption(
     Without --config and --model the demo model of the repository is used, which knows coloured shapes and
     nothing else. Exit status 1 where the video cannot be read.
 
-        flashvid caption out/demo/videos/video_000.mp4 -q "what flashes ?"
+        flashvid caption demo/samples/video_000.mp4 -q "what flashes ?"
 
         flashvid caption talk.mp4 --model Qwen/Qwen2.5-VL-7B-Instruct -q "Who speaks?"
     """

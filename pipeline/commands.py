@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +27,10 @@ __all__ = ["caption_config", "index_corpus", "run_caption", "run_index", "run_sh
 _ROOT = Path(__file__).resolve().parent.parent
 _UNREADABLE = 1
 _MODEL_KEYS = ("model.name", "model")
+_ARGUMENTS = {  # of caption and show: what says the same as these settings
+    "corpus.uri": "the video as the first argument",
+    "prompts.questions": "each question with -q, e.g. -q 'Who speaks?'",
+}
 
 
 def run_index(console: Console, path: Path, overrides: Sequence[str]) -> int:
@@ -64,27 +67,35 @@ def caption_config(
 ) -> JobConfig:
     """The job of one video that is printed, not stored.
 
-    Without a file and a model it is the demo's. Raises UserError where the repository is not there.
+    Without a file and a model it is the demo's. Raises UserError where the repository is not there, and for
+    overrides of what the command's own arguments say.
     """
-    given = list(overrides)
-    if model is not None:
-        given.append(f"model.name={json.dumps(model)}")
-    if path is None and not any(text.partition("=")[0] in _MODEL_KEYS for text in given):
-        path = _ROOT / "configs" / "demo.yaml"
-        if not (path.is_file() and (_ROOT / "demo" / "model").is_dir()):
-            raise UserError(
-                "which model? Give --model (a checkpoint folder or hub id) or --config (a YAML file)"
-            )
-        given.insert(0, f"model.name={json.dumps(_shown(_ROOT / 'demo' / 'model'))}")
+    keys = [text.partition("=")[0] for text in overrides]
+    for key in keys:
+        if key in _ARGUMENTS:
+            raise UserError(f"{key} is not a setting of this command; give {_ARGUMENTS[key]}")
     listed = [{"id": f"q{number}", "text": text} for number, text in enumerate(questions, start=1)]
-    given += [
-        f"corpus.uri={json.dumps(video)}",
-        "corpus.include=['*']",
-        'output.uri="(none)"',
-        f"prompts.questions={json.dumps(listed)}",
-    ]
-    config = load_config(path, given)
-    return config if _wants_gpu(config, overrides, path) else _on_cpu(config)
+    values: dict[str, object] = {
+        "corpus.uri": video,
+        "corpus.include": ["*"],
+        "output.uri": "(none)",
+        "prompts.questions": listed,
+    }
+    file = path
+    if model is not None:
+        values["model.name"] = model
+    elif path is None and not set(keys) & set(_MODEL_KEYS):
+        values["model.name"] = _shown(_ROOT / "demo" / "model")
+        file = _demo_file()
+    config = load_config(file, overrides, values)
+    return config if _wants_gpu(config, overrides, file) else _on_cpu(config)
+
+
+def _demo_file() -> Path:
+    path = _ROOT / "configs" / "demo.yaml"
+    if not (path.is_file() and (_ROOT / "demo" / "model").is_dir()):
+        raise UserError("which model? Give --model (a checkpoint folder or hub id) or --config (a YAML file)")
+    return Path(_shown(path))
 
 
 def _wants_gpu(config: JobConfig, overrides: Sequence[str], path: Path | None) -> bool:
@@ -190,14 +201,20 @@ def _print_row(console: Console, row: VideoRow, seconds: float) -> None:
                 f"{row.duration_seconds:.1f} s, {row.width}x{row.height}, {row.codec} read by {row.decoder}",
             ),
             ("frames", f"{row.num_frames}, every {row.duration_seconds / row.num_frames:.2f} s"),
-            (
-                "tokens",
-                f"{row.visual_tokens_before} visual tokens, {row.visual_tokens_after} of them entered the "
-                f"language model ({row.baseline_frames} frames uncompressed: {row.baseline_visual_tokens})",
-            ),
+            ("tokens", _tokens_text(row)),
             (
                 "seconds",
                 f"{seconds:.2f}: " + ", ".join(f"{name} {value:.2f}" for name, value in times.items()),
             ),
         ],
+    )
+
+
+def _tokens_text(row: VideoRow) -> str:
+    left = row.visual_tokens_budget - row.visual_tokens_after  # by adaptive retention
+    frames = "1 frame" if row.baseline_frames == 1 else f"{row.baseline_frames} frames"
+    return (
+        f"{row.visual_tokens_before} visual tokens, {row.visual_tokens_after} of them entered the language "
+        f"model{f', {left} fewer than allowed' if left > 0 else ''} "
+        f"({frames} uncompressed: {row.baseline_visual_tokens})"
     )

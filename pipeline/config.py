@@ -11,13 +11,14 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from flashvid.config import FlashVidConfig
-from flashvid.profiles import profile_settings
-from pipeline.config_text import apply_override, explain, read_yaml
+from flashvid.profiles import PROFILES, profile_settings
+from pipeline.config_text import explain, gather
 from pipeline.records import Question, UserError
 
 __all__ = [
@@ -263,14 +264,16 @@ class JobConfig(_Section):
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> JobConfig:
-    """Read YAML and apply ``key=value`` overrides (dotted keys, YAML values).
+def load_config(
+    path: str | Path | None,
+    overrides: Sequence[str] = (),
+    values: Mapping[str, object] = MappingProxyType({}),
+) -> JobConfig:
+    """Read YAML, apply ``key=value`` overrides (dotted keys, YAML values), then ``values`` as they are.
 
     Raises UserError that names the key, what was wrong and the nearest known key.
     """
-    raw = read_yaml(path) if path is not None else {}
-    for override in overrides:
-        apply_override(raw, override)
+    raw = gather(path, overrides, values, profiled={field for one in PROFILES.values() for field in one})
     try:
         return JobConfig.model_validate(raw)
     except ValidationError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import yaml
 
 from pipeline.errors import UserError
 
-__all__ = ["apply_override", "explain", "read_yaml"]
+__all__ = ["apply_override", "explain", "gather", "read_yaml"]
 
 _UNKNOWN = "no such setting"
 _PLAIN = {"extra_forbidden": _UNKNOWN, "unexpected_keyword_argument": _UNKNOWN, "missing": "not given"}
@@ -55,6 +55,29 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return raw
 
 
+def gather(
+    path: str | Path | None,
+    overrides: Sequence[str],
+    values: Mapping[str, object],
+    *,
+    profiled: Collection[str],
+) -> dict[str, Any]:
+    """The settings of a file, of ``key=value`` texts above them, and of ``values`` by dotted key above both.
+
+    profiled: the fields of ``compression`` that a profile sets; a profile among the overrides replaces the
+    file's. Raises UserError for a file or an override that cannot be understood.
+    """
+    raw = read_yaml(path) if path is not None else {}
+    below = raw.get("compression")
+    if isinstance(below, Mapping) and any(text.startswith("compression.profile=") for text in overrides):
+        raw["compression"] = {name: item for name, item in below.items() if name not in profiled}
+    for override in overrides:
+        apply_override(raw, override)
+    for key, value in values.items():
+        _set(raw, key, value, described=f"{key}={value!r}")
+    return raw
+
+
 def apply_override(raw: dict[str, Any], override: str) -> None:
     """Set one dotted key in place. The value is YAML where it looks like it, else text, taken as it stands.
 
@@ -62,19 +85,21 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
     override, and for one that goes below a value that is not a section.
     """
     key, equals, text = override.partition("=")
-    *sections, last = key.split(".")
-    if not equals or not all([*sections, last]):
+    if not equals or not all(key.split(".")):
         raise UserError(f"override {override!r} is not understood; {_EXAMPLE}")
+    _set(raw, key, _value(override, text), described=f"override {override!r}")
+
+
+def _set(raw: dict[str, Any], key: str, value: object, *, described: str) -> None:
+    *sections, last = key.split(".")
     place = raw
     for number, section in enumerate(sections, start=1):
         below = place.get(section)
         if below is not None and not isinstance(below, Mapping):
             above = ".".join(sections[:number])
-            raise UserError(
-                f"override {override!r}: {above} is the value {below!r}, not a section; {_EXAMPLE}"
-            )
+            raise UserError(f"{described}: {above} is the value {below!r}, not a section; {_EXAMPLE}")
         place[section] = place = dict(below or {})
-    place[last] = _value(override, text)
+    place[last] = value
 
 
 def _value(override: str, text: str) -> Any:

@@ -129,7 +129,12 @@ def check_target(path: Path) -> None:
         raise UserError(
             f"{str(path)!r} must end in {' or '.join(_FORMATS)}, e.g. {path.stem or 'tokens'}.png"
         )
-    if path.is_dir():
+    try:
+        is_folder = path.is_dir()
+    except (OSError, ValueError) as error:  # a name too long, or with a zero byte
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"{str(path)!r} cannot be written: {why}; give another name with -o") from None
+    if is_folder:
         raise UserError(f"{str(path)!r} is a folder; give the name of a file")
     folder = path.parent
     if not folder.is_dir():
@@ -141,7 +146,7 @@ def check_target(path: Path) -> None:
 def save_image(image: Picture, path: Path) -> None:
     """Write a picture under its name whole or not at all. Raises UserError where that fails."""
     check_target(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")  # no longer than a name that just fits
     try:
         with temporary.open("xb") as file:
             _encode(image, file, _FORMATS[path.suffix.lower()])

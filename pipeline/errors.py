@@ -76,4 +76,4 @@ class VideoError(PipelineError):
         self.message = message
 
     def __str__(self) -> str:
-        return f"{self.reason.value} while {self.stage.value}: {self.message}"
+        return f"{self.reason.value} during {self.stage.value}: {self.message}"

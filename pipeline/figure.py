@@ -85,7 +85,9 @@ class Figure:
         total, drawn = self.tokens.num_units, len(self.drawn)
         if drawn == total:
             return f"Below: all {total} units." if total > 1 else "Below: the only unit."
-        return f"Below: {drawn} of {total} units, evenly chosen; {total - drawn} are left out."
+        left = total - drawn
+        verb = "is" if left == 1 else "are"
+        return f"Below: {drawn} of {total} units, evenly chosen; {left} {verb} left out."
 
     def segment_seconds(self, segment: int) -> tuple[float, float]:
         """When a segment begins and ends."""

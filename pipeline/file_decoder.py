@@ -88,7 +88,7 @@ class FileDecoder:
         left_seconds = self._config.timeout_seconds
         refusals: list[VideoError] = []
         for number, decoder in enumerate(self._config.decoders):
-            share = left_seconds / (len(self._config.decoders) - number)
+            share = max(0.0, left_seconds) / (len(self._config.decoders) - number)
             started = time.monotonic()
             try:
                 return self._ask(path, decoder, share)
@@ -109,7 +109,7 @@ class FileDecoder:
             reply, pixels = self._child.ask(question, started + seconds)
         except ChildTooLateError:
             self.close()
-            raise _refused(Reason.DECODE_TIMEOUT, f"{decoder} took more than {seconds:.1f} s") from None
+            raise _refused(Reason.DECODE_TIMEOUT, f"{decoder} took more than {seconds:.3g} s") from None
         except ChildDiedError as error:
             self.close()
             raise _refused(Reason.DECODE_CRASHED, f"{decoder}: {error}") from None

@@ -198,7 +198,7 @@ def load_indexer(
             positions=model.positions,
         )
     except (TypeError, ValueError, ImportError) as error:
-        raise UserError(f"model.name={model.name!r} cannot be loaded: {error}") from error
+        raise UserError(f"model.name={model.name!r} cannot be used as configured: {error}") from error
     return VideoIndexer(engine, config, model_revision=revision, run_id=run_id)
 
 

@@ -41,6 +41,10 @@ def main(wanted: Sequence[str]) -> int:
     """Run the planted bugs whose name holds one of the words; all of them without words."""
     torch.set_num_threads(1)  # a pool of threads would not survive a fork
     some = [bug for bug in PLANTED if not wanted or any(word in bug.name for word in wanted)]
+    if not some:
+        print(f"no planted bug has any of {list(wanted)} in its name; these are there:")
+        print(*(f"  {bug.name}" for bug in PLANTED), sep="\n")
+        return 2
     with tempfile.TemporaryDirectory(prefix="planted-") as folder:
         copy = Path(folder)
         _copy_to(copy)

@@ -151,6 +151,24 @@ def test_every_row_is_what_it_is_alone(mode: str) -> None:
     assert len({tuple(row.tolist()) for row in batch}) > 1  # the prompts matter
 
 
+def test_a_penalty_on_what_a_prompt_holds_does_not_see_padding() -> None:
+    """Above 1 it asks for what the prompt holds; a padding token that a row does not hold must not come."""
+    model = tiny_model()
+    ids, mask = padded(*ROWS)
+    wrapped = flashvid(model, 0.5)
+    likely = (
+        wrapped.generate(ids, mask, **visual_inputs(), **STRUCTURED).scores[0][1].topk(2).indices.tolist()
+    )
+    assert not set(likely) & set(ROWS[1])
+    kwargs = {**PLAIN, "encoder_repetition_penalty": 20.0, "pad_token_id": likely[1]}
+    batch = wrapped.generate(ids, mask, **visual_inputs(), **kwargs)[:, ids.shape[1] :]
+    alone = [
+        wrapped.generate(torch.tensor([row]), **inputs, **kwargs)[:, len(row) :]
+        for row, inputs in zip(ROWS, inputs_by_row(), strict=True)
+    ]
+    assert torch.equal(batch, torch.cat(alone))
+
+
 def inputs_by_row() -> list[dict[str, Any]]:
     """The part of ``visual_inputs`` that belongs to each of ROWS."""
     every = visual_inputs()

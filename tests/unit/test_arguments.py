@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -120,6 +121,101 @@ def test_callbacks_see_the_caller_s_prompt(model: Any) -> None:
             assert torch.equal(value[:, : ids.shape[1]], copies)
     assert [value.shape[1] - ids.shape[1] for value in seen["processor"]] == [0, 1, 2, 3]
     assert len(seen["prefix"]) == 4 * 10
+
+
+@pytest.mark.parametrize("kwargs", [{"num_beams": 1}, {"num_beams": 3}], ids=str)
+def test_allowed_tokens_of_several_sequences_see_their_own_prompt(model: Any, kwargs: dict[str, Any]) -> None:
+    """Samples are numbered one by one, beams by prompt, as without the wrapper."""
+    ids, mask = padded(*ROWS)
+    seen: list[int] = []
+
+    def allowed(index: int, input_ids: Tensor) -> list[int]:
+        prompt = index // 3 if kwargs["num_beams"] == 1 else index
+        assert torch.equal(input_ids[: ids.shape[1]], ids[prompt])
+        seen.append(index)
+        return [7 + index, 25 + index, 45 + index]
+
+    settings = {"do_sample": True, "num_return_sequences": 3, "max_new_tokens": 2, **kwargs}
+    output = flashvid(model, 0.5).generate(
+        ids, mask, **visual_inputs(), **settings, prefix_allowed_tokens_fn=allowed, eos_token_id=-1
+    )
+    numbers = [index // (3 if kwargs["num_beams"] > 1 else 1) for index in range(15)]
+    for new, number in zip(new_tokens_of(output, ids, 3)[:, 0].tolist(), numbers, strict=True):
+        assert new in (7 + number, 25 + number, 45 + number)
+    assert set(seen) == set(numbers)
+
+
+def new_tokens_of(output: Tensor, ids: Tensor, copies: int) -> Tensor:
+    assert torch.equal(output[:, : ids.shape[1]], ids.repeat_interleave(copies, 0))
+    return output[:, ids.shape[1] :]
+
+
+def test_callbacks_may_run_the_model_themselves(model: Any) -> None:
+    """Nothing is pruned in them: neither the bare model nor another wrapper's text-only prompt."""
+    ids, mask = padded(*ROWS)
+    short, long = torch.tensor([prompt_of(5)]), torch.tensor([prompt_of(120)])
+    wrapped, other = flashvid(model, 0.5), flashvid(model, 0.25)
+    calls: list[Callable[[], Tensor]] = [
+        lambda: model(long).logits,
+        lambda: model(short.repeat(5, 1)).logits,
+        lambda: model.generate(short, **GREEDY),
+        lambda: other.generate(short, **GREEDY),
+    ]
+    with torch.no_grad():
+        wanted = [call() for call in calls]
+    names: list[str] = []
+
+    def check(name: str) -> None:
+        names.append(name)
+        for call, value in zip(calls, wanted, strict=True):
+            assert torch.equal(call(), value)
+
+    class Streamer:
+        def put(self, value: Tensor) -> None:
+            check("streamer")
+
+        def end(self) -> None:
+            check("end")
+
+    def processor(input_ids: Tensor, scores: Tensor) -> Tensor:
+        check("processor")
+        return scores
+
+    def criterion(input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        check("criterion")
+        return input_ids[:, -1] < 0
+
+    def allowed(index: int, input_ids: Tensor) -> list[int]:
+        check("prefix")
+        return list(range(64))
+
+    settings = {**FREE, "max_new_tokens": 2}
+    found = wrapped.generate(
+        ids,
+        mask,
+        **visual_inputs(),
+        **settings,
+        streamer=Streamer(),
+        logits_processor=[processor],
+        stopping_criteria=[criterion],
+        prefix_allowed_tokens_fn=allowed,
+    )
+    assert set(names) == {"streamer", "end", "processor", "criterion", "prefix"}
+    assert torch.equal(found, wrapped.generate(ids, mask, **visual_inputs(), **settings))
+
+
+def test_a_keyword_of_none_unsets_what_a_config_sets(model: Any) -> None:
+    wrapped = flashvid(copy.deepcopy(model), 0.2)
+    wrapped.generation_config.max_new_tokens = 2
+    kwargs: dict[str, Any] = {**FREE, "max_new_tokens": None, "max_length": SIZE + 4}
+    assert new_tokens(wrapped.generate(IDS, **inputs_of(1.0), **kwargs)).shape[1] == 4
+
+
+def test_a_cache_that_would_leave_out_the_video_is_refused(model: Any) -> None:
+    with pytest.raises(ValueError, match="cache_implementation='paged' runs the prompt without its videos"):
+        flashvid(model, 0.2, llm_retention_ratio=1.0).generate(
+            IDS, **inputs_of(1.0), **GREEDY, cache_implementation="paged"
+        )
 
 
 def test_a_criterion_on_the_length_counts_the_caller_s_prompt(model: Any) -> None:

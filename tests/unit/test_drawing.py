@@ -256,6 +256,12 @@ def test_a_picture_is_written_whole_and_nothing_beside_it(tmp_path: Path, suffix
     assert target.stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
+def test_the_longest_possible_name_can_be_written(tmp_path: Path) -> None:
+    target = tmp_path / ("n" * 251 + ".png")
+    save_image(Image.new("RGB", (30, 20)), target)
+    assert list(tmp_path.iterdir()) == [target]
+
+
 def test_a_picture_that_fails_leaves_the_old_one(tmp_path: Path) -> None:
     target = tmp_path / "tokens.png"
     target.write_text("what was there before")
@@ -272,6 +278,7 @@ def test_a_picture_that_fails_leaves_the_old_one(tmp_path: Path) -> None:
         ("tokens", "must end in .png or .pdf"),
         ("nowhere/tokens.png", "no folder"),
         ("folder.png", "is a folder"),
+        ("n" * 300 + ".png", "File name too long; give another name"),
         pytest.param(
             "locked/tokens.png",
             "cannot be written to",

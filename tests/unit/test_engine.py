@@ -238,7 +238,9 @@ def test_prompts_with_placeholders_are_refused(model: Any, tokenizer: Any) -> No
         engine.answer(video(2), ["what <|video_pad|> ?"], max_new_tokens=1)
 
 
-@pytest.mark.parametrize(("prompts", "new"), [([], 3), (["when"], 0), (["when"], [1, 2])])
+@pytest.mark.parametrize(
+    ("prompts", "new"), [([], 3), (["when"], 0), (["when"], [1, 2]), (["when"], 2.0), (["when"], "3")]
+)
 def test_nothing_to_do_is_refused(model: Any, tokenizer: Any, prompts: list[str], new: Any) -> None:
     engine = Engine(model, tokenizer, CONFIGS["compressed"], vision=VISION)
     with pytest.raises(ValueError, match="need at least one"):

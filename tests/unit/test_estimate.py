@@ -150,7 +150,8 @@ def test_workloads_below_one_are_refused(field: str, value: int) -> None:
 @pytest.mark.parametrize(
     ("frames", "workload", "message"),
     [
-        (0, SQUARE, "num_frames=0 must be at least 1"),
+        (0, SQUARE, "num_frames=0 must be a whole number of at least 1"),
+        (1.5, SQUARE, "num_frames=1.5 must be a whole number"),
         (2, replace(SQUARE, width=450), "width=450 must be a multiple of 28"),
     ],
 )

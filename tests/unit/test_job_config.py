@@ -259,6 +259,24 @@ def test_a_profile_is_its_values_and_fields_beside_it_override_them() -> None:
     )
 
 
+def test_a_profile_on_the_command_line_replaces_the_files_choice(tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text("compression: {profile: general, retention_ratio: 0.3, min_segment_num: 2, alpha: 0.6}\n")
+    given = ["compression.min_segment_num=5", "compression.profile=action"]
+    assert load_config(path, NEEDED).compression == profile(
+        "general", retention_ratio=0.3, min_segment_num=2, alpha=0.6
+    )
+    made = load_config(path, [*NEEDED, *given]).compression
+    assert made == profile("action", min_segment_num=5, alpha=0.6)
+
+
+def test_values_are_taken_as_they_are_above_everything() -> None:
+    made = load_config(None, [*NEEDED, "prompts.caption=a"], {"prompts.caption": " 1: #🙂 "})
+    assert made.prompts.caption == " 1: #🙂 "
+    with pytest.raises(UserError, match=r"corpus\.uri='v': corpus is the value 'x', not a section"):
+        load_config(None, ["corpus=x"], {"corpus.uri": "v"})
+
+
 def test_frames_follow_the_profile() -> None:
     assert [config(f"compression.profile={name}").num_frames for name in PROFILES] == [320, 160, 80, 64]
 

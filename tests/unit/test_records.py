@@ -89,7 +89,7 @@ def test_a_video_error_crosses_processes_with_its_class() -> None:
     error = VideoError(Stage.DECODING, Reason.DECODE_TIMEOUT, "no frame within 120 s")
     back = pickle.loads(pickle.dumps(error))
     assert (back.stage, back.reason, back.message) == (error.stage, error.reason, error.message)
-    assert str(back) == "decode_timeout while decoding: no frame within 120 s"
+    assert str(back) == "decode_timeout during decoding: no frame within 120 s"
 
 
 def test_what_the_file_itself_causes_is_not_tried_again() -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
+import pickle
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from flashvid.config import FlashVidConfig
 from flashvid.models import adapter_for
@@ -244,11 +248,61 @@ def test_mm_token_type_ids_are_checked(model: Any) -> None:
         ({"image_grid_thw": torch.tensor([[1, 4, 4]])}, "pixel_values and image_grid_thw belong together"),
         ({"attention_mask": torch.zeros_like(IDS)}, "hides every token"),
         ({"attention_mask": torch.ones(1, 3)}, r"must both be \(B, S\)"),
+        ({"input_ids": IDS[:0]}, r"input_ids of shape \(0, .*at least 1"),
+        ({"video_grid_thw": torch.tensor([4, 8, 6])}, r"video_grid_thw of shape \(3,\) must be"),
+        ({"video_grid_thw": torch.tensor([[64, 1, 3]])}, r"\(64, 1, 3\).*multiples of 2"),
+        ({"video_grid_thw": torch.tensor([[0, 8, 6]])}, r"\(0, 8, 6\).*each at least 1"),
+        ({"video_grid_thw": torch.tensor([[-4, -8, 6]])}, r"\(-4, -8, 6\).*each at least 1"),
+        (
+            {"pixel_values_videos": torch.zeros(1, 192, 1176)},
+            r"pixel_values_videos of shape \(1, 192, 1176\)",
+        ),
+        (
+            {"pixel_values": torch.zeros(12, 1176), "image_grid_thw": torch.tensor([[1, 4, 4]])},
+            "12 patches, its grids stand for 16",
+        ),
+        (
+            {"pixel_values": torch.zeros(16, 1176), "image_grid_thw": torch.tensor([[1, 16, 1]])},
+            r"image_grid_thw has \(1, 16, 1\)",
+        ),
     ],
 )
 def test_inconsistent_inputs_are_refused(model: Any, change: dict[str, Any], message: str) -> None:
     with pytest.raises((ValueError, RuntimeError), match=message):
-        flashvid(model, 0.2).generate(IDS, **{**inputs_of(1.0), **change}, **GREEDY)
+        flashvid(model, 0.2).generate(**{"input_ids": IDS, **inputs_of(1.0), **change}, **GREEDY)
+
+
+@pytest.mark.parametrize(
+    "seconds",
+    [[0.37], np.array([0.37]), torch.tensor([0.37], dtype=torch.float64), torch.tensor(0.37), 0.37],
+    ids=repr,
+)
+def test_seconds_come_as_numbers_of_any_kind(model: Any, seconds: Any) -> None:
+    inputs = {**inputs_of(1.0), "second_per_grid_ts": seconds}
+    wrapped = flashvid(model, 0.2)
+    expected = wrapped.generate(IDS, **inputs_of(0.37), **GREEDY)
+    assert torch.equal(wrapped.generate(IDS, **inputs, **GREEDY), expected)
+
+
+def test_attributes_are_set_on_the_model() -> None:
+    """Scripts replace the generation config; it must not stay on the wrapper, where nobody reads it."""
+    model = tiny_model()
+    wrapped = flashvid(model, 0.2)
+    config = GenerationConfig(max_new_tokens=2, min_new_tokens=2, do_sample=False, pad_token_id=0)
+    wrapped.generation_config = config
+    assert model.generation_config is wrapped.generation_config is config
+    assert wrapped.generate(IDS, **inputs_of(1.0)).shape[1] == IDS.shape[1] + 2
+    with pytest.raises(AttributeError):
+        wrapped.flashvid_config = FlashVidConfig()
+
+
+def test_copies_have_a_model_of_their_own(model: Any) -> None:
+    wrapped = flashvid(model, 0.2)
+    expected = wrapped.generate(IDS, **inputs_of(1.0), **GREEDY)
+    for other in (copy.deepcopy(wrapped), pickle.loads(pickle.dumps(wrapped))):
+        assert torch.equal(other.generate(IDS, **inputs_of(1.0), **GREEDY), expected)
+        other.lm_head.weight.data.zero_()
+    assert torch.equal(wrapped.generate(IDS, **inputs_of(1.0), **GREEDY), expected)
 
 
 def test_more_videos_than_placeholders_are_refused(model: Any) -> None:
