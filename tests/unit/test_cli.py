@@ -72,7 +72,6 @@ def test_version() -> None:
         (["caption", "docs"], "is not one video"),
         (["caption", "v.mp4", "prompts.questions=['What?']"], "give each question with -q"),
         (["show", "v.mp4", "corpus.uri=w.mp4"], "give the video as the first argument"),
-        (["caption", "README.md", "compression.pruning_layer=9"], "pruning_layer=9 must be in [1, 5)"),
         (["caption", "README.md", "--model", "no-such-model"], "give a checkpoint folder"),
     ],
 )
@@ -82,6 +81,13 @@ def test_the_users_mistakes_end_with_status_2_and_a_way_out(arguments: list[str]
     assert any(line.startswith("flashvid: ") for line in result.stderr.splitlines())  # beside a progress bar
     assert said in result.stderr
     assert "Traceback" not in result.output
+
+
+def test_settings_that_do_not_fit_the_model_are_not_blamed_on_its_files() -> None:
+    result = call("caption", "README.md", "compression.pruning_layer=9")
+    assert result.exit_code == 2, result.output
+    said = "flashvid: model.name='demo/model' cannot be used as configured: pruning_layer=9 must be in [1, 5)"
+    assert said in result.stderr
 
 
 def test_what_is_no_video_ends_with_status_1() -> None:
