@@ -7,9 +7,18 @@ from torch import Tensor
 
 from flashvid.config import FlashVidConfig
 
-__all__ = ["check_inputs", "check_norms"]
+__all__ = ["check_config", "check_inputs", "check_norms"]
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+def check_config(config: object) -> None:
+    """Raises TypeError for anything but a FlashVidConfig, such as the name of a profile."""
+    if not isinstance(config, FlashVidConfig):
+        raise TypeError(
+            f"config={config!r} must be a FlashVidConfig: FlashVidConfig(retention_ratio=0.1), or a profile, "
+            'profile("action")'
+        )
 
 
 def check_inputs(features: Tensor, saliency: Tensor | None, config: FlashVidConfig) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flashvid.adaptive import merged_places, unit_budgets, unit_novelty
-from flashvid.checks import check_inputs, check_norms
+from flashvid.checks import check_config, check_inputs, check_norms
 from flashvid.config import Budget, FlashVidConfig
 from flashvid.crowds import Trees
 from flashvid.filling import cluster_trees
@@ -97,6 +97,7 @@ def compress(features: Tensor, saliency: Tensor | None, config: FlashVidConfig) 
     unchanged. Raises ValueError or TypeError for inputs of the wrong shape, dtype, device, or not finite.
     (FlashVID, ICLR 2026, arXiv 2602.08024, sections 3.2-3.4.)
     """
+    check_config(config)
     if config.is_bypass:
         check_inputs(features, saliency, config)
         return _everything(features, config)
@@ -112,6 +113,7 @@ def plan_compression(features: Tensor, saliency: Tensor | None, config: FlashVid
     Raises what `compress` raises, and ValueError for retention_ratio=1, which leaves nothing to decide.
     (FlashVID, sections 3.2-3.4.)
     """
+    check_config(config)
     check_inputs(features, saliency, config)
     if config.is_bypass:
         raise ValueError("retention_ratio=1 keeps every token: there is nothing to plan; call compress()")

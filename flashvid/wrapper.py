@@ -12,6 +12,7 @@ from torch import Tensor
 
 from flashvid.arguments import Arguments, check_arguments
 from flashvid.budget import PruningSchedule, inside_schedule, mean_visual_tokens
+from flashvid.checks import check_config
 from flashvid.compression import CompressedVideo
 from flashvid.config import FlashVidConfig
 from flashvid.models import adapter_for
@@ -177,6 +178,8 @@ def flashvid(
     """
     if isinstance(model, FlashVidModel):
         model = model._model  # wrapped again, with other settings
+    if config is not None:
+        check_config(config)
     changed: dict[str, Any] = {**settings}
     if retention_ratio is not None:
         changed["retention_ratio"] = retention_ratio

@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from flashvid import FlashVidConfig, profile
+from flashvid import FlashVidConfig, compress, flashvid, profile
 from flashvid.profiles import PROFILES, profile_settings
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "PROFILES.md"
@@ -74,3 +75,11 @@ def test_a_profile_needs_no_torch() -> None:
     code = "import sys; from flashvid import profile; profile('action'); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("config", ["action", {"retention_ratio": 0.1}, 0.1])
+def test_what_is_no_configuration_is_named(config: object) -> None:
+    with pytest.raises(TypeError, match=r"must be a FlashVidConfig.*profile\("):
+        compress(torch.rand(2, 4, 8), torch.rand(2, 4), config)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"must be a FlashVidConfig.*profile\("):
+        flashvid(torch.nn.Linear(1, 1), config=config)  # type: ignore[arg-type]
