@@ -41,6 +41,7 @@ class Reason(str, Enum):
     NOT_FOUND = "not_found"
     ACCESS_DENIED = "access_denied"
     READ_ERROR = "read_error"
+    INVALID_INPUT = "invalid_input"
     EMPTY_FILE = "empty_file"
     TOO_LARGE = "too_large"
     UNSUPPORTED_CODEC = "unsupported_codec"
@@ -50,6 +51,7 @@ class Reason(str, Enum):
     DECODE_CRASHED = "decode_crashed"
     OUT_OF_MEMORY = "out_of_memory"
     GENERATION_FAILED = "generation_failed"
+    GENERATION_TIMEOUT = "generation_timeout"
     CRASHED_WORKER = "crashed_worker"
 
     @property
@@ -59,7 +61,13 @@ class Reason(str, Enum):
 
 
 _TRANSIENT = frozenset(
-    {Reason.READ_ERROR, Reason.CRASHED_WORKER, Reason.DECODE_CRASHED, Reason.OUT_OF_MEMORY}
+    {
+        Reason.READ_ERROR,
+        Reason.CRASHED_WORKER,
+        Reason.DECODE_CRASHED,
+        Reason.OUT_OF_MEMORY,
+        Reason.GENERATION_TIMEOUT,
+    }
 )
 
 

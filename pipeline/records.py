@@ -1,6 +1,7 @@
-"""What travels through the pipeline: plain frozen values, and the Parquet schemas written by hand.
+"""What travels through the pipeline: plain frozen values.
 
-Rows and failures are small and may cross processes; ``Frames`` stay on the host that decoded them.
+Rows and failures are small and may cross processes; ``Frames`` stay on the host that decoded them. How rows
+look in Parquet: schemas.py.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 
 from pipeline.errors import PipelineError, Reason, Stage, UserError, VideoError
 
@@ -18,12 +18,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = [
-    "FAILURE_SCHEMA",
-    "VIDEO_SCHEMA",
     "Answer",
     "Failure",
     "Frames",
     "PipelineError",
+    "Problem",
     "Question",
     "Reason",
     "Segment",
@@ -32,6 +31,7 @@ __all__ = [
     "VideoError",
     "VideoRef",
     "VideoRow",
+    "Window",
 ]
 
 
@@ -44,25 +44,58 @@ class Question:
 
 
 @dataclass(frozen=True)
+class Problem:
+    """Why an input cannot be tried at all: it is listed, and fails at once."""
+
+    reason: Reason
+    message: str
+
+
+@dataclass(frozen=True)
 class VideoRef:
     """One input video: an address and the version of its content, no bytes.
 
-    ``version`` is the etag where the store has one, else ``size-mtime``. ``offset`` and
-    ``num_bytes`` locate a member of a tar shard; both None for a whole file.
+    ``version`` is the etag where the store has one, else ``size-mtime``; a clip or questions of its own are
+    part of it. A member of a tar shard has the uri ``tar://member::archive``; ``archive`` is then the shard,
+    in which it lies at [``offset``, ``offset`` + ``num_bytes``). ``start_seconds`` and ``end_seconds``
+    (half-open, None: from the start, to the end) say which part of the video is meant. ``extra``: values
+    for ``corpus.columns``, as (name, value).
     """
 
     video_id: str
     uri: str
     version: str
     size_bytes: int
+    archive: str | None = None
     offset: int | None = None
     num_bytes: int | None = None
     questions: tuple[Question, ...] = ()
+    start_seconds: float | None = None
+    end_seconds: float | None = None
+    extra: tuple[tuple[str, Any], ...] = ()
+    problem: Problem | None = None
 
     @property
     def key(self) -> tuple[str, str]:
         """What "exactly once" is about, within one fingerprint: (video_id, version)."""
         return (self.video_id, self.version)
+
+
+@dataclass(frozen=True)
+class Window:
+    """One part of a video that is looked at on its own: start <= t < end, seconds from the video's start.
+
+    ``number`` counts from 0; ``total`` windows make up the video. Without windows: one, the whole clip.
+    """
+
+    number: int
+    total: int
+    start_seconds: float
+    end_seconds: float
+
+    @property
+    def is_last(self) -> bool:
+        return self.number == self.total - 1
 
 
 @dataclass(frozen=True)
@@ -126,7 +159,8 @@ class Segment:
 
 @dataclass(frozen=True)
 class VideoRow:
-    """One indexed video: one row of ``videos/``. Field order and names are those of VIDEO_SCHEMA.
+    """One indexed video: one row of ``videos/``. Field order and names are those of VIDEO_SCHEMA;
+    ``extra`` follows them.
 
     ``visual_tokens_budget`` is the most that the settings let in, ``visual_tokens_after`` what came in; fewer
     only with adaptive retention. ``retention_ratio`` is the setting; the share kept is after / before.
@@ -166,18 +200,19 @@ class VideoRow:
     run_id: str
     attempt: int
     indexed_at_us: int  # microseconds since the epoch, UTC
+    extra: tuple[tuple[str, Any], ...] = ()  # columns carried over from a manifest
 
     @property
     def key(self) -> tuple[str, str]:
         return (self.video_id, self.version)
 
     def to_record(self) -> dict[str, Any]:
-        """The row as a plain mapping in the shape VIDEO_SCHEMA takes."""
+        """The row as a plain mapping in the shape ``video_schema`` takes."""
         record = dict(self.__dict__)
         record["answers"] = [dict(answer.__dict__) for answer in self.answers]
         record["segments"] = [segment.to_record() for segment in self.segments]
         record["indexed_at"] = record.pop("indexed_at_us")
-        return record
+        return record | dict(record.pop("extra"))
 
 
 @dataclass(frozen=True)
@@ -212,85 +247,3 @@ class Failure:
         record["details"] = list(self.details.items())
         record["failed_at"] = record.pop("failed_at_us")
         return record
-
-
-def _required(name: str, kind: pa.DataType) -> pa.Field:
-    return pa.field(name, kind, nullable=False)
-
-
-_ANSWER = pa.struct(
-    [
-        _required("question_id", pa.string()),
-        _required("question", pa.string()),
-        _required("answer", pa.string()),
-        _required("finish_reason", pa.string()),
-        _required("output_tokens", pa.int32()),
-    ]
-)
-_ANSWERS = pa.list_(pa.field("item", _ANSWER, nullable=False))
-_SEGMENT = pa.struct(
-    [
-        _required("start_seconds", pa.float64()),
-        _required("end_seconds", pa.float64()),
-        _required("caption", pa.string()),
-        _required("answers", _ANSWERS),
-    ]
-)
-_TIMESTAMP = pa.timestamp("us", tz="UTC")
-
-VIDEO_SCHEMA = pa.schema(
-    [
-        _required("video_id", pa.string()),
-        _required("uri", pa.string()),
-        _required("version", pa.string()),
-        _required("caption", pa.string()),
-        _required("caption_finish_reason", pa.string()),
-        _required("answers", _ANSWERS),
-        _required("segments", pa.list_(pa.field("item", _SEGMENT, nullable=False))),
-        _required("duration_seconds", pa.float64()),
-        _required("width", pa.int32()),
-        _required("height", pa.int32()),
-        _required("fps", pa.float64()),
-        _required("codec", pa.string()),
-        _required("decoder", pa.string()),
-        _required("num_frames", pa.int32()),
-        _required("baseline_frames", pa.int32()),
-        _required("baseline_visual_tokens", pa.int64()),
-        _required("visual_tokens_before", pa.int64()),
-        _required("visual_tokens_budget", pa.int64()),
-        _required("visual_tokens_after", pa.int64()),
-        _required("visual_tokens_mean", pa.float64()),
-        _required("retention_ratio", pa.float64()),
-        _required("output_tokens", pa.int32()),
-        pa.field("degraded", pa.string()),
-        _required("decode_seconds", pa.float64()),
-        _required("encode_seconds", pa.float64()),
-        _required("compress_seconds", pa.float64()),
-        _required("prefill_seconds", pa.float64()),
-        _required("text_decode_seconds", pa.float64()),
-        _required("model", pa.string()),
-        _required("model_revision", pa.string()),
-        _required("fingerprint", pa.string()),
-        _required("run_id", pa.string()),
-        _required("attempt", pa.int32()),
-        _required("indexed_at", _TIMESTAMP),
-    ]
-)
-
-FAILURE_SCHEMA = pa.schema(
-    [
-        _required("video_id", pa.string()),
-        _required("uri", pa.string()),
-        _required("version", pa.string()),
-        _required("stage", pa.string()),
-        _required("reason", pa.string()),
-        _required("message", pa.string()),
-        _required("attempt", pa.int32()),
-        _required("is_final", pa.bool_()),
-        _required("fingerprint", pa.string()),
-        _required("run_id", pa.string()),
-        _required("failed_at", _TIMESTAMP),
-        _required("worker_id", pa.string()),
-        _required("details", pa.map_(pa.string(), pa.string())),
-    ]
-)

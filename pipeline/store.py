@@ -24,7 +24,8 @@ import pyarrow.compute as pc
 
 from pipeline.errors import UserError
 from pipeline.parts import PART_PATTERN, PartBuffer, encode_part, read_part
-from pipeline.records import FAILURE_SCHEMA, VIDEO_SCHEMA, Failure, VideoRow
+from pipeline.records import Failure, VideoRow
+from pipeline.schemas import FAILURE_SCHEMA, VIDEO_SCHEMA
 from pipeline.storage import Entry, Storage
 
 __all__ = ["FAILURES", "RUNS", "TABLES", "OutputStore", "PartBuffer", "is_part", "read_json"]

@@ -13,7 +13,7 @@ import pyarrow as pa
 from pipeline.errors import Reason, Stage, UserError
 from pipeline.lock import read_holder
 from pipeline.parts import open_part
-from pipeline.records import FAILURE_SCHEMA, VIDEO_SCHEMA
+from pipeline.schemas import FAILURE_SCHEMA, VIDEO_SCHEMA
 from pipeline.status import Identity, OutputStatus, existing_store, identity_of, run_reports, status
 from pipeline.store import FAILURES, OutputStore, is_part
 

@@ -28,7 +28,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "torch": ("flashvid/", "pipeline/indexer.py", "pipeline/worker.py", "demo/", "benchmarks/"),
     "pyarrow": ("pipeline/", "demo/"),
     "fsspec": ("pipeline/",),
-    "pydantic": ("pipeline/config.py",),
+    "pydantic": ("pipeline/config.py", "pipeline/config_sections.py"),
     "PIL": ("pipeline/drawing.py",),
     "pipeline": ("pipeline/", "jobs/", "demo/"),
     "demo": ("demo/", "pipeline/cli.py"),

@@ -15,7 +15,8 @@ import torch
 from flashvid.engine import Engine
 from pipeline.config import JobConfig, ModelConfig
 from pipeline.indexer import VideoIndexer, load_indexer, resolve_revision
-from pipeline.records import VIDEO_SCHEMA, Frames, Question, Reason, Stage, UserError, VideoError
+from pipeline.records import Frames, Question, Reason, Stage, UserError, VideoError
+from pipeline.schemas import VIDEO_SCHEMA
 from tests.tiny_model import VISION, random_frames, tiny_model, tiny_tokenizer
 from tests.unit.samples import make_ref
 

@@ -20,7 +20,7 @@ import pytest
 from pipeline.errors import Reason, UserError
 from pipeline.lock import LockLostError, OutputLock
 from pipeline.parts import PartBuffer, encode_part
-from pipeline.records import VIDEO_SCHEMA
+from pipeline.schemas import VIDEO_SCHEMA
 from pipeline.storage import Storage
 from pipeline.store import OutputStore
 from tests.unit.samples import FINGERPRINT, make_failure, make_row
