@@ -1,25 +1,25 @@
 """The coordinator's logic without Ray: the ledger, the output and the metrics of one run behind one lock.
 
-The only writer of the output. All methods are quick but ``open``, ``list_corpus``, ``tick`` and ``finish``;
-parts are written outside the state's lock, so that leases and metrics go on meanwhile.
+The only writer of the output. All methods are quick but ``open``, ``list_corpus``, ``heartbeat``, ``tick``
+and ``finish``; parts are written outside the state's lock, so that leases and metrics go on meanwhile.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from pipeline.committing import Committer
+from pipeline.committing import KeptLock, Results
+from pipeline.fleet import Roster
+from pipeline.history import Earlier
 from pipeline.ledger import Key, Ledger
 from pipeline.protocol import LeaseReply, Run, WorkerSeconds
 from pipeline.records import Failure, Reason, Stage, UserError, VideoError, VideoRef, VideoRow
-from pipeline.report import STATUS_INCOMPLETE, STATUS_INTERRUPTED, STATUS_OK, Progress, RunReport, Totals
+from pipeline.report import Progress, RunReport
 
 if TYPE_CHECKING:
     from pipeline.config import JobConfig
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from pipeline.store import OutputStore
 
 __all__ = ["Coordination"]
-
-_IDLE_SECONDS = 30.0  # then a worker leaves, even while others still work
 
 
 class Coordination:
@@ -42,18 +40,23 @@ class Coordination:
         self, config: JobConfig, run: Run, store: OutputStore, output_lock: OutputLock, metrics: Metrics
     ) -> None:
         self._config, self._run = config, run
-        self._store, self._output_lock, self._metrics = store, output_lock, metrics
-        self._ledger = Ledger(config.limits.attempts)
-        self._committer = Committer(store, config.output)
+        self._store, self._lock, self._metrics = store, KeptLock(output_lock), metrics
+        self._results = Results(store, config.output, metrics)
+        limits = config.limits
+        self._ledger = Ledger(
+            limits.attempts,
+            limits.strikes,
+            retry_seconds=limits.retry_seconds,
+            retry_max_seconds=limits.retry_max_seconds,
+        )
+        self._roster = Roster()
         self._state = threading.RLock()
-        self._totals = Totals()
-        self._workers: dict[str, str] = {}
-        self._idle_since: dict[str, float] = {}
-        self._already: dict[Key, Literal["indexed", "failed"]] = {}
+        self._room = threading.Condition(self._state)  # for a listing that waits
+        self._earlier: Earlier | None = None
         self._listing_done = self._stopping = self._finished = False
         self._error: Exception | None = None
-        self._started_at, self._opened = datetime.now(timezone.utc), time.monotonic()
-        self._first_ready: float | None = None
+        self._began = datetime.now(timezone.utc)
+        self._opened = self._ticked = time.monotonic()
         self.metrics_url: str | None = None
 
     def open(self) -> None:
@@ -61,77 +64,110 @@ class Coordination:
 
         Raises UserError where another run holds the output or the table is bound to other settings.
         """
-        self._output_lock.acquire(self._run.run_id, self._run.driver_pid)
+        self._lock.acquire(self._run.run_id, self._run.driver_pid)
         try:
             fingerprint = self._run.fingerprint
             self._store.clean()
             self._store.bind(fingerprint, self._config.identity(self._run.model_revision))
-            if not self._config.limits.retry_failed:
-                self._already.update(dict.fromkeys(self._store.final_failures(fingerprint), "failed"))
-            self._already.update(dict.fromkeys(self._store.committed_keys(fingerprint), "indexed"))
-            self._serve_metrics()
+            indexed = self._store.committed(fingerprint)
+            failed, again = self._store.failures_of(fingerprint, indexed), self._config.limits.retry_failed
+            self._earlier = Earlier(indexed, failed, heal=self._run.heal, retry_failed=again)
+            names = {"run_id": self._run.run_id, "fingerprint": fingerprint}
+            names["model"] = self._config.model.name
+            self.metrics_url = self._metrics.open(names, self._config.metrics)
         except BaseException:
-            self._output_lock.release()
+            self._lock.release()
             raise
 
-    def _serve_metrics(self) -> None:
-        wanted, run = self._config.metrics, self._run
-        self._metrics.info.info(
-            {"run_id": run.run_id, "fingerprint": run.fingerprint, "model": self._config.model.name}
-        )
-        if wanted.port is not None:
-            port = self._metrics.serve(wanted.host, wanted.port)
-            self.metrics_url = f"http://{wanted.host}:{port}/metrics"
-
     def list_corpus(self, refs: Iterable[VideoRef]) -> None:
-        """Add videos as they are listed; leases go out meanwhile. An error while listing ends the run."""
+        """Add videos as they are listed; leases go out meanwhile. An error while listing ends the run.
+
+        Waits while ``limits.queue_videos`` are not done, or more waits to be written than should.
+        """
         with self._kept_error():
             for ref in refs:
-                if self._stopping:
+                if not self._may_list():
                     return
-                self._add(ref)
+                self._list(ref)
             with self._state:
-                self._listing_done = True
-                self._already.clear()
+                self._listing_done, self._earlier = True, None
 
-    def _add(self, ref: VideoRef) -> None:
+    def _may_list(self) -> bool:
+        """Wait until there is room for one more; False where the run ends instead."""
+        with self._room:
+            limit = self._config.limits.queue_videos
+            while not self._is_ending and (self._ledger.num_open >= limit or self._results.is_behind):
+                self._room.wait(0.1)  # nobody tells when the writing has caught up
+            return not self._is_ending
+
+    @property
+    def _is_ending(self) -> bool:
+        return self._stopping or self._error is not None
+
+    def _list(self, ref: VideoRef) -> None:
+        earlier = self._earlier
+        assert earlier is not None  # open() has been called
+        verdict, history = earlier.verdict(ref.key), earlier.history(ref.key)
         with self._state:
-            already = self._already.get(ref.key)
-            if self._ledger.add(ref, already) and already:
+            if verdict == "unwanted" or self._is_ending:
+                return
+            already = None if verdict == "new" else verdict
+            rejected = ref.problem if already is None else None
+            is_new = self._ledger.reject(ref) if rejected else self._ledger.add(ref, already, history)
+            if not is_new:
+                raise UserError(f"{ref.video_id!r} is listed twice, now as {ref.uri!r}; ids must differ")
+            if already:
                 self._metrics.skipped()
+            if rejected:
+                failure = self._run.rejection(ref, history.attempts + 1, rejected)
+                self._results.add_failure(failure, is_final=True)
 
     def register(self, worker_id: str) -> None:
         """A worker has been asked for, or its process has started to load the model."""
         with self._state:
-            self._workers.setdefault(worker_id, "starting")
+            self._roster.register(worker_id)
 
     def ready(self, worker_id: str) -> None:
         """A worker has loaded the model."""
         with self._state:
-            self._workers[worker_id] = "ready"
-            self._first_ready = self._first_ready or time.monotonic()
-            self._ledger.seen(worker_id, time.monotonic())
+            if self._roster.ready(worker_id, time.monotonic()):
+                self._ledger.seen(worker_id, time.monotonic())
 
     def lease(self, worker_id: str, max_videos: int) -> LeaseReply:
         """Up to ``max_videos`` videos, or when to ask again, or that the worker can leave."""
         with self._state:
-            if self._stopping or self._error or self._workers.get(worker_id) != "ready":
+            now = time.monotonic()
+            if self._is_ending or not self._roster.is_ready(worker_id):
                 return LeaseReply(None, done=True)
-            lease = self._ledger.lease(worker_id, max_videos, time.monotonic())
-            return LeaseReply(lease, done=lease is None and self._can_leave(worker_id))
+            self._ledger.seen(worker_id, now)
+            if self._results.is_behind:
+                return LeaseReply(None)
+            lease = self._ledger.lease(worker_id, max_videos, now)
+            if lease is None:
+                return LeaseReply(None, done=self._can_leave(worker_id, now))
+            self._roster.busy(worker_id)
+            return LeaseReply(lease)
 
-    def _can_leave(self, worker_id: str) -> bool:
-        """Whether an idle worker may go although others still work: a straggler must not hold the fleet."""
-        counts = self._ledger.counts
-        if not self._listing_done or counts.pending or counts.suspect:
-            self._idle_since.pop(worker_id, None)
+    def _can_leave(self, worker_id: str, now: float) -> bool:
+        """Whether an idle worker may go although others still work: a straggler must not hold the fleet.
+
+        As many stay as videos wait, be it for their time or for a worker of their own.
+        """
+        if not self._listing_done:
+            self._roster.busy(worker_id)
             return False
-        since = self._idle_since.setdefault(worker_id, time.monotonic())
-        return counts.leased == 0 or time.monotonic() - since > _IDLE_SECONDS
+        counts = self._ledger.counts
+        is_spare = self._ledger.num_idle_workers > counts.pending + counts.suspect
+        return counts.closes or (self._roster.idle_too_long(worker_id, now) and is_spare)
 
     def started(self, worker_id: str, key: Key) -> bool:
-        """A worker is about to touch a video; False where it no longer holds it and must leave it alone."""
+        """A worker is about to touch a video; False where it must leave it alone.
+
+        That is where it no longer holds it, or the run ends.
+        """
         with self._state:
+            if self._is_ending or not self._roster.is_ready(worker_id):
+                return False
             self._ledger.seen(worker_id, time.monotonic())
             return self._ledger.start(worker_id, key)
 
@@ -142,135 +178,116 @@ class Coordination:
         with self._state:
             if self._finished:  # it would be counted and never committed
                 return False
-            is_known = self._workers.get(worker_id) == "ready"
-            if is_known:
+            if self._roster.is_ready(worker_id):
                 self._ledger.seen(worker_id, time.monotonic())
-            for row in rows:
-                self._take_row(worker_id, row)
+            self._results.add_rows([row for row in rows if self._ledger.complete(worker_id, row.key)])
             for failure in failures:
                 self._take_failure(worker_id, failure)
-            self._totals.gpu_wait_seconds += seconds.gpu_wait
-            self._totals.gpu_busy_seconds += seconds.gpu_busy
-            self._metrics.gpu_wait_seconds.inc(seconds.gpu_wait)
-            self._metrics.gpu_busy_seconds.inc(seconds.gpu_busy)
-            return is_known and not self._stopping and self._error is None
+            self._results.add_seconds(seconds)
+            self._end_if_stuck(worker_id, seconds)
+            self._room.notify_all()
+            return self._roster.is_ready(worker_id) and not self._is_ending
+
+    def _take_failure(self, worker_id: str, failure: Failure) -> None:
+        if self._ledger.holds(worker_id, failure.key):
+            is_final = self._ledger.fail(worker_id, failure.key, failure.reason, time.monotonic())
+            self._results.add_failure(failure, is_final)
+
+    def _end_if_stuck(self, worker_id: str, seconds: WorkerSeconds) -> None:
+        limit = self._config.limits.generation_seconds
+        if seconds.busy_now > limit:
+            text = f"the model was at it for more than limits.generation_seconds={limit:g}"
+            error = VideoError(Stage.GENERATION, Reason.GENERATION_TIMEOUT, text)
+            self._give_up(worker_id, error, seconds.busy_with)
 
     def leave(self, worker_id: str) -> None:
         """A worker ends of its own accord; what it still holds goes back to the queue."""
         with self._state:
-            self._workers[worker_id] = "left"
-            self._ledger.release(worker_id, crashed=False)
+            self._roster.end(worker_id, "left")
+            self._ledger.release(worker_id)
 
     def lost(self, worker_id: str, message: str) -> None:
         """A worker died or fell silent: what it had started is suspect, the rest goes back. Counts once."""
+        self._give_up(worker_id, VideoError(Stage.WORKER, Reason.CRASHED_WORKER, message))
+
+    def _give_up(self, worker_id: str, error: VideoError, culprit: Key | None = None) -> None:
         with self._state:
-            if self._workers.get(worker_id) in ("lost", "left"):
+            if self._finished or not self._roster.end(worker_id, "lost"):
                 return
-            self._workers[worker_id] = "lost"
-            started = self._ledger.started_by(worker_id)
-            final = {item.key for item in self._ledger.release(worker_id, crashed=True)}
-            error = VideoError(Stage.WORKER, Reason.CRASHED_WORKER, message)
-            for item in started:
-                self._record(self._run.failure(item, error, worker_id, is_final=item.key in final))
+            for struck in self._ledger.crash(worker_id, culprit):
+                self._results.add_failure(self._run.failure(struck.item, error, worker_id), struck.is_final)
+            self._room.notify_all()
 
     def stop(self) -> None:
         """Give out no more work; workers finish the video they are at and leave."""
-        self._stopping = True
+        with self._state:
+            self._stopping = True
+            self._room.notify_all()
 
     def heartbeat(self) -> None:
         """Keep the output's lock. Call every few seconds, apart from ``tick``: a store can be slow."""
         with self._kept_error():
-            self._output_lock.heartbeat()
+            self._lock.heartbeat()
 
     def tick(self) -> None:
-        """Commit what is due and give up on silent workers. Call about twice a second."""
+        """Commit what is due, and give up on silent workers. Call about twice a second.
+
+        Where that has not happened for long, it may be this process that was out, so nobody is given up yet.
+        """
         with self._kept_error():
-            self._commit()
+            self._results.commit()
         now = time.monotonic()
         with self._state:
-            silent = self._ledger.silent_workers(now, self._config.limits.worker_silence_seconds)
-            for worker_id in silent:
-                self.lost(worker_id, f"no sign of life for {self._config.limits.worker_silence_seconds:g} s")
-            self._metrics.observe(
-                self._ledger.counts, self._worker_counts(), self._ledger.oldest_lease_age(now)
-            )
+            limit = self._config.limits.worker_silence_seconds
+            if now - self._ticked > max(limit / 2, 5.0):
+                self._ledger.forgive_silence(now)
+            self._ticked = now
+            for worker_id in self._ledger.silent_workers(now, limit):
+                self.lost(worker_id, f"no sign of life for {limit:g} s")
+            counts, age = self._ledger.counts, self._ledger.oldest_lease_age(now)
+            self._metrics.observe(counts, self._roster.counts, age, self._listing_done)
 
     def status(self) -> Progress:
         """Where the run is."""
         with self._state:
             counts, now = self._ledger.counts, time.monotonic()
-            settled = counts.indexed + counts.failed
-            working = now - self._first_ready if self._first_ready else 0.0
+            working = now - (self._roster.first_ready or now)
             return Progress(
                 run_id=self._run.run_id,
                 counts=counts,
-                totals=self._copy_totals(),
+                totals=self._results.totals,
                 listing_done=self._listing_done,
                 seconds=now - self._opened,
-                videos_per_second=settled / working if working > 0 else 0.0,
-                workers=self._worker_counts(),
+                videos_per_second=(counts.indexed + counts.failed) / working if working > 0 else 0.0,
+                workers=self._roster.counts,
                 metrics_url=self.metrics_url,
-                lost_workers=tuple(name for name, state in self._workers.items() if state == "lost"),
+                lost_workers=self._roster.lost,
                 error=str(self._error) or repr(self._error) if self._error else None,
                 is_user_error=isinstance(self._error, UserError),
             )
 
     def finish(self, interrupted: bool = False, error: str | None = None) -> RunReport:
-        """Commit everything, write the run's report, give the output back.
+        """Take back what is held, commit everything, write the run's report, give the output back.
 
         ``error``: why the driver ends a run that is not done. The report's status says how it went.
         """
         with self._state:
             self._stopping = self._finished = True
+            self._ledger.release_all()
+            self._room.notify_all()
         with self._kept_error():
-            self._commit(everything=True)
+            self._results.commit(everything=True)
         with self._kept_error():
             report = self._report(interrupted, error)
             self._store.write_run(report.run_id, report.to_record())
         with self._kept_error():
-            self._output_lock.release()
+            self._lock.release()
         self._metrics.close()
         return self._report(interrupted, error)
 
     def _report(self, interrupted: bool, error: str | None) -> RunReport:
-        progress, now = self.status(), datetime.now(timezone.utc)
-        error = progress.error or error or _lost_rows(progress)
-        return RunReport(
-            run_id=self._run.run_id,
-            fingerprint=self._run.fingerprint,
-            model_revision=self._run.model_revision,
-            config=self._config.model_dump(mode="json"),
-            counts=progress.counts,
-            totals=progress.totals,
-            started_at=self._started_at.isoformat(timespec="seconds"),
-            finished_at=now.isoformat(timespec="seconds"),
-            seconds=progress.seconds,
-            videos_per_second=progress.videos_per_second,
-            exit_status=_exit_status(progress, interrupted, error),
-            error=error,
-        )
-
-    def _take_row(self, worker_id: str, row: VideoRow) -> None:
-        if not self._ledger.complete(worker_id, row.key):
-            return
-        self._committer.add_row(row)
-        self._metrics.row(row)
-        self._totals.add_row(row)
-
-    def _take_failure(self, worker_id: str, failure: Failure) -> None:
-        if self._ledger.holds(worker_id, failure.key):
-            is_final = self._ledger.fail(worker_id, failure.key, failure.reason)
-            self._record(replace(failure, is_final=is_final))
-
-    def _record(self, failure: Failure) -> None:
-        self._committer.add_failure(failure)
-        self._metrics.failure(failure)
-        self._totals.add_failure(failure)
-
-    def _commit(self, everything: bool = False) -> None:
-        if self._committer.commit(everything):
-            self._totals.rows_committed = self._committer.rows_committed
-            self._metrics.committed(self._committer.last_part_rows, time.time())
+        at = (self._run, self._config.model_dump(mode="json"), self.status(), self._began)
+        return RunReport.of(*at, interrupted=interrupted, error=error)
 
     @contextmanager
     def _kept_error(self) -> Iterator[None]:
@@ -280,21 +297,3 @@ class Coordination:
         except Exception as error:
             with self._state:
                 self._error = self._error or error
-
-    def _worker_counts(self) -> dict[str, int]:
-        return dict(Counter(self._workers.values()))
-
-    def _copy_totals(self) -> Totals:
-        return replace(self._totals, failures_by_reason=dict(self._totals.failures_by_reason))
-
-
-def _exit_status(progress: Progress, interrupted: bool, error: str | None) -> int:
-    if error is None and progress.is_done:
-        return STATUS_OK
-    return STATUS_INTERRUPTED if interrupted else STATUS_INCOMPLETE
-
-
-def _lost_rows(progress: Progress) -> str | None:
-    """The second half of the sum check: what was counted as indexed has been committed."""
-    indexed, committed = progress.counts.indexed, progress.totals.rows_committed
-    return None if indexed == committed else f"{indexed} videos were indexed, but {committed} rows committed"

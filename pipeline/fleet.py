@@ -1,13 +1,71 @@
-"""Which workers to start and when to give up: the driver's decisions, without Ray."""
+"""The workers: as the coordinator knows them, and the driver's decisions which to start. Without Ray."""
 
 from __future__ import annotations
 
+from collections import Counter
+from typing import Literal
+
 from pipeline.report import Progress
 
-__all__ = ["Fleet"]
+__all__ = ["Fleet", "Roster"]
 
 _MIN_START_FAILURES = 3
 _MAX_CRASHES = 30  # in a row, none of them followed by a finished video; more than ten poison files in a row
+_IDLE_SECONDS = 30.0  # then a worker leaves, even while others still work
+
+
+class Roster:
+    """The coordinator's list: who is starting, ready, left or lost, and since when somebody has been idle.
+
+    Nobody comes back from ``left`` or ``lost``. Times are monotonic seconds.
+    """
+
+    def __init__(self) -> None:
+        self._states: dict[str, str] = {}
+        self._idle_since: dict[str, float] = {}
+        self.first_ready: float | None = None
+
+    def register(self, worker_id: str) -> None:
+        """It has been asked for, or has begun to load the model."""
+        self._states.setdefault(worker_id, "starting")
+
+    def ready(self, worker_id: str, now: float) -> bool:
+        """It has loaded the model; False where it had ended before, as far as is known."""
+        if self._states.get(worker_id) in ("left", "lost"):
+            return False
+        self._states[worker_id] = "ready"
+        self.first_ready = self.first_ready or now
+        return True
+
+    def is_ready(self, worker_id: str) -> bool:
+        """Whether it may have work."""
+        return self._states.get(worker_id) == "ready"
+
+    def end(self, worker_id: str, how: Literal["left", "lost"]) -> bool:
+        """It has gone; False where that was known."""
+        if self._states.get(worker_id) in ("left", "lost"):
+            return False
+        self._states[worker_id] = how
+        self._idle_since.pop(worker_id, None)
+        return True
+
+    def busy(self, worker_id: str) -> None:
+        """It has got work."""
+        self._idle_since.pop(worker_id, None)
+
+    def idle_too_long(self, worker_id: str, now: float) -> bool:
+        """It has asked and got nothing; whether it has been so for long."""
+        return now - self._idle_since.setdefault(worker_id, now) > _IDLE_SECONDS
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many are in each state."""
+        return dict(Counter(self._states.values()))
+
+    @property
+    def lost(self) -> tuple[str, ...]:
+        """Who was lost."""
+        return tuple(name for name, state in self._states.items() if state == "lost")
 
 
 class Fleet:

@@ -6,42 +6,28 @@ listed = indexed + failed + skipped. All times are seconds of one monotonic cloc
 
 from __future__ import annotations
 
-import heapq
+import zlib
 from dataclasses import dataclass, field
-from enum import IntEnum
 from typing import Literal
 
-from pipeline.records import Reason, VideoRef
+from pipeline.backlog import Backlog, Entry, Lease, LeasedVideo, State, Struck
+from pipeline.errors import Reason
+from pipeline.history import NEVER_TRIED, History, Key
+from pipeline.records import VideoRef
 
-__all__ = ["Counts", "Key", "Lease", "LeasedVideo", "Ledger"]
+__all__ = ["Counts", "History", "Key", "Lease", "LeasedVideo", "Ledger", "Struck"]
 
-Key = tuple[str, str]  # (video_id, version)
-
-
-@dataclass(frozen=True)
-class LeasedVideo:
-    """One video in a lease. ``attempt`` counts from 1; attempts lost in crashed workers count too."""
-
-    ref: VideoRef
-    attempt: int
-
-    @property
-    def key(self) -> Key:
-        return self.ref.key
-
-
-@dataclass(frozen=True)
-class Lease:
-    """What a worker holds until it completes, fails or gives back each video. Pickles; small."""
-
-    lease_id: str
-    worker_id: str
-    items: tuple[LeasedVideo, ...]
+_JITTER = (
+    0.25  # a retry comes up to this share earlier, so that what failed together does not return together
+)
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Where all listed videos are at one instant. ``pending`` and ``suspect`` wait; ``leased`` are held."""
+    """Where all listed videos are at one instant. ``pending`` and ``suspect`` wait; ``leased`` are held.
+
+    ``waiting`` is a part of ``pending``: retries that are not due yet.
+    """
 
     listed: int = 0
     indexed: int = 0
@@ -51,6 +37,7 @@ class Counts:
     pending: int = 0
     leased: int = 0
     suspect: int = 0
+    waiting: int = 0
 
     @property
     def accounted(self) -> int:
@@ -63,44 +50,10 @@ class Counts:
         return self.listed == self.accounted
 
 
-class _State(IntEnum):
-    PENDING = 0
-    SUSPECT = 1
-    LEASED = 2
-    INDEXED = 3
-    FAILED = 4
-    SKIPPED_INDEXED = 5
-    SKIPPED_FAILED = 6
-
-
-_SKIPPED = {"indexed": _State.SKIPPED_INDEXED, "failed": _State.SKIPPED_FAILED}
-
-
-class _Entry:
-    """A video that is not final yet; a final one shrinks to its state."""
-
-    __slots__ = ("failures", "ref", "started", "state", "strikes", "worker_id")
-
-    def __init__(self, ref: VideoRef) -> None:
-        self.ref = ref
-        self.state = _State.PENDING
-        self.failures = 0
-        self.strikes = 0
-        self.started = False
-        self.worker_id: str | None = None
-
-    @property
-    def attempts(self) -> int:
-        return self.failures + self.strikes
-
-    def leased(self) -> LeasedVideo:
-        return LeasedVideo(self.ref, self.attempts + 1)
-
-
-@dataclass
+@dataclass(slots=True)
 class _Worker:
     seen_at: float
-    held: dict[str, float] = field(default_factory=dict)  # video_id -> leased at; oldest first
+    held: dict[str, Entry] = field(default_factory=dict)  # by video id; oldest first
 
 
 class Ledger:
@@ -109,35 +62,52 @@ class Ledger:
     attempts: how often one video may fail for a transient reason before the failure is final.
     strikes: how many workers may die with one video started before it is quarantined. Crashes are counted
     apart from failures, because the first crash also strikes innocent videos that were in the same worker.
+    retry_seconds, retry_max_seconds: a retry waits that long, twice as long each time, at most the second.
 
-    Order: first attempts before retries, large before small, suspects last and each alone in its worker.
-    Every operation is O(log n); a million videos take well under 2 GB.
+    Order: first attempts before retries, large before small; last, and each alone in its worker, the
+    suspects: videos with a strike, and those that ran out of memory, which is no strike, but may go well
+    with the memory of the others. Every operation is O(log n). A video that is done leaves nothing but a
+    count, so ids must be unique in the listing, and memory goes with what is not done.
     """
 
-    def __init__(self, attempts: int, strikes: int = 3) -> None:
+    def __init__(
+        self, attempts: int, strikes: int = 3, *, retry_seconds: float = 0.0, retry_max_seconds: float = 60.0
+    ) -> None:
         if attempts < 1 or strikes < 1:
             raise ValueError(f"{attempts = } and {strikes = } must be at least 1; 1 means no second try")
-        self._attempts = attempts
-        self._strikes = strikes
-        self._videos: dict[str, _Entry | _State] = {}
-        self._queue: list[tuple[int, int, int, str]] = []  # (failures, -bytes, serial, video_id)
-        self._suspects: list[tuple[int, int, int, str]] = []
+        self._attempts, self._strikes = attempts, strikes
+        self._retry_seconds, self._retry_max_seconds = retry_seconds, retry_max_seconds
+        self._videos: dict[str, Entry] = {}
+        self._backlog = Backlog()
         self._workers: dict[str, _Worker] = {}
-        self._in_state = [0] * len(_State)
+        self._in_state = [0] * len(State)
         self._listed = 0
-        self._serial = 0
+        self._num_leases = 0
 
-    def add(self, ref: VideoRef, already: Literal["indexed", "failed"] | None = None) -> bool:
-        """List one video, or one that an earlier run settled. False for an id that is already listed."""
+    def add(
+        self,
+        ref: VideoRef,
+        already: Literal["indexed", "failed"] | None = None,
+        history: History = NEVER_TRIED,
+    ) -> bool:
+        """List one video, or one that an earlier run settled. False for an id that is listed and not done."""
         if ref.video_id in self._videos:
             return False
         self._listed += 1
-        entry = _Entry(ref)
-        state = _State.PENDING if already is None else _SKIPPED[already]
-        self._in_state[state] += 1
-        self._videos[ref.video_id] = entry if already is None else state
-        if already is None:
-            self._enqueue(entry)
+        if already is not None:
+            self._in_state[State.SKIPPED_INDEXED if already == "indexed" else State.SKIPPED_FAILED] += 1
+            return True
+        entry = self._videos[ref.video_id] = Entry(ref, history)
+        self._in_state[entry.state] += 1
+        self._backlog.put(entry)
+        return True
+
+    def reject(self, ref: VideoRef) -> bool:
+        """List a video that cannot be tried at all, as failed. False for an id listed and not done."""
+        if ref.video_id in self._videos:
+            return False
+        self._listed += 1
+        self._in_state[State.FAILED] += 1
         return True
 
     def lease(self, worker_id: str, max_videos: int, now: float) -> Lease | None:
@@ -147,20 +117,22 @@ class Ledger:
         """
         if max_videos < 1:
             raise ValueError(f"{max_videos = } must be at least 1; a worker with no room should not ask")
+        for entry in self._backlog.take_due(now):
+            self._queue(entry)
         worker = self._worker(worker_id, now)
-        if any(entry.strikes for entry in self._held(worker)):
+        if any(entry.alone for entry in worker.held.values()):
             return None
-        taken = self._take(self._queue, max_videos)
+        taken = self._backlog.take(max_videos)
         if not taken and not worker.held:
-            taken = self._take(self._suspects, 1)
+            taken = self._backlog.take_suspect()
         if not taken:
             return None
         for entry in taken:
-            self._move(entry, _State.LEASED)
-            entry.worker_id = worker_id
-            worker.held[entry.ref.video_id] = now
-        self._serial += 1
-        return Lease(f"lease-{self._serial}", worker_id, tuple(entry.leased() for entry in taken))
+            self._move(entry, State.LEASED)
+            entry.worker_id, entry.leased_at = worker_id, now
+            worker.held[entry.ref.video_id] = entry
+        self._num_leases += 1
+        return Lease(f"lease-{self._num_leases}", worker_id, tuple(entry.leased() for entry in taken))
 
     def start(self, worker_id: str, key: Key) -> bool:
         """Note that the worker is about to touch the video; False if it no longer holds it: leave it."""
@@ -178,45 +150,52 @@ class Ledger:
         entry = self._entry(key)
         if entry is None:
             return False
-        self._finish(entry, _State.INDEXED)
+        self._finish(entry, State.INDEXED)
         return True
 
-    def fail(self, worker_id: str, key: Key, reason: Reason) -> bool:
+    def fail(self, worker_id: str, key: Key, reason: Reason, now: float) -> bool:
         """Note a failed attempt; True if it is final, so that the caller records it as such.
 
-        A worker that does not hold the video (any more) changes nothing: False.
+        Transient reasons (``Reason.is_transient``) are tried again. A worker that does not hold the video
+        (any more) changes nothing: False.
         """
         entry = self._held_entry(worker_id, key)
         if entry is None:
             return False
+        entry.attempts += 1
         entry.failures += 1
+        entry.alone |= reason is Reason.OUT_OF_MEMORY
         if not reason.is_transient or entry.failures >= self._attempts:
-            self._finish(entry, _State.FAILED)
+            self._finish(entry, State.FAILED)
             return True
-        self._return(entry)
+        self._let_go(entry)
+        self._move(entry, State.WAITING)
+        self._backlog.put(entry, due=now + self._backoff_seconds(entry))
         return False
 
-    def release(self, worker_id: str, crashed: bool) -> list[LeasedVideo]:
-        """Forget a worker and take back what it holds; returns the videos quarantined by that (now failed).
+    def release(self, worker_id: str) -> None:
+        """Forget a worker that leaves of its own accord; what it holds goes back, without suspicion."""
+        for entry in self._forget(worker_id):
+            self._give_back(entry)
 
-        After a crash the videos it had started get a strike and become suspects, the others just go back;
-        after a graceful leave all just go back. For each one returned the caller writes a final Failure with
-        reason ``crashed_worker`` and the attempt given. Call ``started_by`` before, to record the others.
+    def release_all(self) -> None:
+        """Take everything back, as from workers that leave: the run ends."""
+        for worker_id in list(self._workers):
+            self.release(worker_id)
+
+    def crash(self, worker_id: str, culprit: Key | None = None) -> list[Struck]:
+        """Forget a worker that died; returns the attempts that this ended, for the caller to record.
+
+        What it had started gets a strike and becomes suspect, or is quarantined; the others just go back.
+        ``culprit``: the one video that is to blame, where that is known and the worker holds it.
         """
-        quarantined = []
-        for entry in self._held(self._workers.pop(worker_id, None)):
-            attempt = entry.leased()
-            entry.strikes += crashed and entry.started
-            if entry.strikes >= self._strikes:
-                self._finish(entry, _State.FAILED)
-                quarantined.append(attempt)
-            else:
-                self._return(entry)
-        return quarantined
-
-    def started_by(self, worker_id: str) -> list[LeasedVideo]:
-        """The videos that the worker holds and has started: what a crash of it would strike."""
-        return [entry.leased() for entry in self._held(self._workers.get(worker_id)) if entry.started]
+        held = self._forget(worker_id)
+        suspected = [entry for entry in held if entry.started]
+        blamed = [entry for entry in suspected if entry.key == culprit] or suspected
+        for entry in held:
+            if entry not in blamed:
+                self._give_back(entry)
+        return [self._strike(entry) for entry in blamed]
 
     def holds(self, worker_id: str, key: Key) -> bool:
         """Whether the worker holds the video now."""
@@ -226,6 +205,11 @@ class Ledger:
         """Note a sign of life."""
         self._worker(worker_id, now)
 
+    def forgive_silence(self, now: float) -> None:
+        """Take every worker as seen: it was the caller that could not hear them."""
+        for worker in self._workers.values():
+            worker.seen_at = now
+
     def silent_workers(self, now: float, limit_seconds: float) -> list[str]:
         """Workers with no sign of life for more than the limit."""
         return [name for name, worker in self._workers.items() if now - worker.seen_at > limit_seconds]
@@ -233,66 +217,84 @@ class Ledger:
     def oldest_lease_age(self, now: float) -> float:
         """Seconds since the oldest video still held was leased; 0 where none is."""
         oldest = (next(iter(worker.held.values())) for worker in self._workers.values() if worker.held)
-        return max((now - leased_at for leased_at in oldest), default=0.0)
+        return max((now - entry.leased_at for entry in oldest), default=0.0)
+
+    @property
+    def num_idle_workers(self) -> int:
+        """Workers that hold nothing."""
+        return sum(not worker.held for worker in self._workers.values())
+
+    @property
+    def num_open(self) -> int:
+        """Listed videos that are not done."""
+        return len(self._videos)
 
     @property
     def counts(self) -> Counts:
         """Where all listed videos are."""
-        return Counts(self._listed, **{state.name.lower(): self._in_state[state] for state in _State})
+        counts = {state.name.lower(): self._in_state[state] for state in State}
+        return Counts(self._listed, **{**counts, "pending": counts["pending"] + counts["waiting"]})
 
     @property
     def is_done(self) -> bool:
         """Whether no listed video waits or is held. True for an empty ledger: list first, then ask."""
-        return self.counts.closes
+        return not self._videos
 
     def _worker(self, worker_id: str, now: float) -> _Worker:
-        worker = self._workers.setdefault(worker_id, _Worker(now))
+        worker = self._workers.get(worker_id)
+        if worker is None:
+            worker = self._workers[worker_id] = _Worker(now)
         worker.seen_at = now
         return worker
 
-    def _held(self, worker: _Worker | None) -> list[_Entry]:
-        entries = [self._videos[video_id] for video_id in worker.held] if worker else []
-        return [entry for entry in entries if isinstance(entry, _Entry)]
+    def _forget(self, worker_id: str) -> list[Entry]:
+        worker = self._workers.pop(worker_id, None)
+        return list(worker.held.values()) if worker else []
 
-    def _entry(self, key: Key) -> _Entry | None:
+    def _entry(self, key: Key) -> Entry | None:
         entry = self._videos.get(key[0])
-        return entry if isinstance(entry, _Entry) and entry.ref.key == key else None
+        return entry if entry is not None and entry.ref.version == key[1] else None
 
-    def _held_entry(self, worker_id: str, key: Key) -> _Entry | None:
+    def _held_entry(self, worker_id: str, key: Key) -> Entry | None:
         entry = self._entry(key)
         return entry if entry is not None and entry.worker_id == worker_id else None
 
-    def _enqueue(self, entry: _Entry) -> None:
-        self._serial += 1
-        queue = self._queue if entry.state is _State.PENDING else self._suspects
-        heapq.heappush(queue, (entry.failures, -entry.ref.size_bytes, self._serial, entry.ref.video_id))
+    def _backoff_seconds(self, entry: Entry) -> float:
+        doubled = self._retry_seconds * 2.0 ** min(entry.failures - 1, 60)
+        share = zlib.crc32(f"{entry.failures} {entry.ref.video_id}".encode("utf-8", "surrogatepass")) / 2**32
+        return min(doubled, self._retry_max_seconds) * (1.0 - _JITTER * share)
 
-    def _take(self, queue: list[tuple[int, int, int, str]], limit: int) -> list[_Entry]:
-        taken: list[_Entry] = []
-        while queue and len(taken) < limit:
-            entry = self._videos[heapq.heappop(queue)[-1]]
-            # A late row may have settled a waiting video; its place in the queue is then void.
-            if isinstance(entry, _Entry):
-                taken.append(entry)
-        return taken
-
-    def _move(self, entry: _Entry, state: _State) -> None:
+    def _move(self, entry: Entry, state: State) -> None:
         self._in_state[entry.state] -= 1
         self._in_state[state] += 1
         entry.state = state
 
-    def _let_go(self, entry: _Entry) -> None:
+    def _queue(self, entry: Entry) -> None:
+        self._move(entry, State.SUSPECT if entry.alone else State.PENDING)
+        self._backlog.put(entry)
+
+    def _let_go(self, entry: Entry) -> None:
         worker = self._workers.get(entry.worker_id or "")
         if worker is not None:
             worker.held.pop(entry.ref.video_id, None)
         entry.worker_id, entry.started = None, False
 
-    def _return(self, entry: _Entry) -> None:
+    def _give_back(self, entry: Entry) -> None:
         self._let_go(entry)
-        self._move(entry, _State.SUSPECT if entry.strikes else _State.PENDING)
-        self._enqueue(entry)
+        self._queue(entry)
 
-    def _finish(self, entry: _Entry, state: _State) -> None:
+    def _strike(self, entry: Entry) -> Struck:
+        item = entry.leased()
+        entry.attempts += 1
+        entry.strikes += 1
+        entry.alone = True
+        if entry.strikes < self._strikes:
+            self._give_back(entry)
+            return Struck(item, is_final=False)
+        self._finish(entry, State.FAILED)
+        return Struck(item, is_final=True)
+
+    def _finish(self, entry: Entry, state: State) -> None:
         self._let_go(entry)
         self._move(entry, state)
-        self._videos[entry.ref.video_id] = state
+        del self._videos[entry.ref.video_id]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pipeline.ledger import Key, Lease, LeasedVideo
-from pipeline.records import Failure, VideoError, VideoRow
+from pipeline.records import Failure, Problem, Reason, Stage, VideoError, VideoRef, VideoRow
 
 __all__ = ["CoordinatorHandle", "LeaseReply", "Run", "WorkerSeconds"]
 
@@ -18,12 +18,17 @@ _MESSAGE_CHARS = 2000  # libraries put whole dumps into their errors; a row stay
 
 @dataclass(frozen=True)
 class Run:
-    """What names a run: its id, its job's fingerprint, its model's revision, the process that drives it."""
+    """What names a run: its id, its job's fingerprint, its model's revision, the process that drives it.
+
+    heal: None for an ordinary run; else only videos that failed for good in earlier ones, for one of these
+    reasons, or for any where it is empty.
+    """
 
     run_id: str
     fingerprint: str
     model_revision: str
     driver_pid: int
+    heal: tuple[str, ...] | None = None
 
     def failure(
         self, item: LeasedVideo, error: VideoError, worker_id: str, *, is_final: bool = False
@@ -44,6 +49,12 @@ class Run:
             worker_id=worker_id,
         )
 
+    def rejection(self, ref: VideoRef, attempt: int, problem: Problem) -> Failure:
+        """The failure of a video that was listed with a problem; nobody tried it."""
+        item = LeasedVideo(ref, attempt)
+        stage = Stage.LISTING if problem.reason is Reason.INVALID_INPUT else Stage.READING
+        return self.failure(item, VideoError(stage, problem.reason, problem.message), "", is_final=True)
+
 
 @dataclass(frozen=True)
 class LeaseReply:
@@ -56,10 +67,16 @@ class LeaseReply:
 
 @dataclass(frozen=True)
 class WorkerSeconds:
-    """Seconds since the worker's last push that it waited for frames, and that it ran the model."""
+    """Seconds since the worker's last push that it waited for frames, and that it ran the model.
+
+    busy_now: seconds that the engine call of this moment has taken so far; 0 between calls. busy_with: the
+    video it is for.
+    """
 
     gpu_wait: float = 0.0
     gpu_busy: float = 0.0
+    busy_now: float = 0.0
+    busy_with: Key | None = None
 
 
 class CoordinatorHandle(Protocol):

@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
 
 from pipeline.ledger import Counts
 from pipeline.records import Failure, VideoRow
+
+if TYPE_CHECKING:
+    from pipeline.protocol import Run
 
 __all__ = [
     "STATUS_INCOMPLETE",
@@ -96,6 +100,8 @@ class RunReport:
     """One finished, failed or interrupted run. ``exit_status`` is that of ``flashvid index``.
 
     0 every input accounted for; 3 the sum does not close or the run could not finish; 130 interrupted.
+    ``heal``: the reasons that were healed, empty for any; only videos that had failed for them are listed
+    then. None: an ordinary run.
     """
 
     run_id: str
@@ -110,6 +116,36 @@ class RunReport:
     videos_per_second: float
     exit_status: int
     error: str | None = None
+    heal: tuple[str, ...] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        run: Run,
+        config: Mapping[str, Any],
+        progress: Progress,
+        started_at: datetime,
+        *,
+        interrupted: bool,
+        error: str | None,
+    ) -> RunReport:
+        """The report of a run that ends now. ``error``: why the driver ended it, where it is not done."""
+        error = progress.error or error or _lost_rows(progress)
+        return cls(
+            run_id=run.run_id,
+            fingerprint=run.fingerprint,
+            model_revision=run.model_revision,
+            config=config,
+            counts=progress.counts,
+            totals=progress.totals,
+            started_at=started_at.isoformat(timespec="seconds"),
+            finished_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            seconds=progress.seconds,
+            videos_per_second=progress.videos_per_second,
+            exit_status=_exit_status(progress, interrupted, error),
+            error=error,
+            heal=run.heal,
+        )
 
     @property
     def closes(self) -> bool:
@@ -139,4 +175,18 @@ class RunReport:
         record["totals"].pop("gpu_wait_share", None)
         record["counts"] = Counts(**record["counts"])
         record["totals"] = Totals(**record["totals"])
+        heal = record.get("heal")
+        record["heal"] = tuple(heal) if heal is not None else None
         return cls(**record)
+
+
+def _exit_status(progress: Progress, interrupted: bool, error: str | None) -> int:
+    if error is None and progress.is_done:
+        return STATUS_OK
+    return STATUS_INTERRUPTED if interrupted else STATUS_INCOMPLETE
+
+
+def _lost_rows(progress: Progress) -> str | None:
+    """The second half of the sum check: what was counted as indexed has been committed."""
+    indexed, committed = progress.counts.indexed, progress.totals.rows_committed
+    return None if indexed == committed else f"{indexed} videos were indexed, but {committed} rows committed"

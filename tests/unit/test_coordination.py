@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from benchmarks.coordination import Case, measure
 from pipeline.config import JobConfig, load_config
 from pipeline.coordination import Coordination
-from pipeline.lock import OutputLock
+from pipeline.lock import LockLostError, OutputLock
 from pipeline.metrics import Metrics
 from pipeline.protocol import LeaseReply, Run, WorkerSeconds
-from pipeline.records import Failure, Reason, UserError, VideoRef, VideoRow
+from pipeline.records import Failure, Problem, Reason, UserError, VideoRef, VideoRow
 from pipeline.store import OutputStore
 from tests.unit.samples import FINGERPRINT, make_failure, make_ref, make_row
 
@@ -25,9 +28,9 @@ def make_config(output: Path, *overrides: str) -> JobConfig:
     return load_config(None, (*required, *overrides))
 
 
-def open_run(output: Path, *overrides: str) -> Coordination:
+def open_run(output: Path, *overrides: str, heal: tuple[str, ...] | None = None) -> Coordination:
     config = make_config(output, *overrides)
-    run = Run("run-1", FINGERPRINT, "abc", os.getpid())
+    run = Run("run-1", FINGERPRINT, "abc", os.getpid(), heal)
     output_lock = OutputLock(str(output))
     store = OutputStore(str(output), config.output.table, fence=output_lock.check)
     coordination = Coordination(config, run, store, output_lock, Metrics())
@@ -35,8 +38,14 @@ def open_run(output: Path, *overrides: str) -> Coordination:
     return coordination
 
 
-def begin(output: Path, num_videos: int, *overrides: str, workers: tuple[str, ...] = ("w",)) -> Coordination:
-    coordination = open_run(output, *overrides)
+def begin(
+    output: Path,
+    num_videos: int,
+    *overrides: str,
+    workers: tuple[str, ...] = ("w",),
+    heal: tuple[str, ...] | None = None,
+) -> Coordination:
+    coordination = open_run(output, *overrides, heal=heal)
     coordination.list_corpus(map(make_ref, range(num_videos)))
     for worker_id in workers:
         coordination.register(worker_id)
@@ -124,7 +133,7 @@ def test_row_pushed_twice_is_written_once(tmp_path: Path) -> None:
 
 
 def test_transient_failure_is_tried_again_until_final(tmp_path: Path) -> None:
-    run = begin(tmp_path, 1, "limits.attempts=2")
+    run = begin(tmp_path, 1, "limits.attempts=2", "limits.retry_seconds=0")
     for _ in range(2):
         (ref,) = leased(run.lease("w", 1))
         run.push("w", [], [failure_of(ref, Reason.READ_ERROR)], NO_SECONDS)
@@ -169,6 +178,19 @@ def test_silent_worker_is_given_up(tmp_path: Path) -> None:
     assert status.num_waiting == 1
     assert run.lease("w", 1).done, "a worker given up gets no more work"
     assert not run.push("w", [], [], NO_SECONDS)
+    run.finish()
+
+
+def test_nobody_is_given_up_for_the_time_the_coordinator_was_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = begin(tmp_path, 1)
+    run.lease("w", 1)
+    later = time.monotonic() + 100.0
+    monkeypatch.setattr("pipeline.coordination.time.monotonic", lambda: later)
+    run.tick()
+    assert run.status().lost_workers == ()
+    monkeypatch.undo()
     run.finish()
 
 
@@ -274,7 +296,7 @@ def test_output_held_by_another_run_is_refused(tmp_path: Path) -> None:
 
 
 def test_refused_settings_leave_the_output_free(tmp_path: Path) -> None:
-    begin(tmp_path, 1).finish()
+    test_complete_run(tmp_path)
     config = make_config(tmp_path, "frames.baseline=8")
     output_lock = OutputLock(str(tmp_path))
     other = Run("run-2", "f" * 16, "abc", os.getpid())
@@ -288,6 +310,268 @@ def test_idle_worker_stays_while_the_queue_may_feed_it(tmp_path: Path) -> None:
     run = begin(tmp_path, 1, workers=("a", "b"))
     assert leased(run.lease("a", 1))
     assert not run.lease("b", 1).done, "the other's video may come back"
+
+
+def fail_all(output: Path, reasons: dict[int, Reason], num_videos: int = 4) -> None:
+    """One run in which the given videos fail, each with its reason, and the others are indexed."""
+    run = begin(output, num_videos, "limits.attempts=1")
+    for ref in leased(run.lease("w", num_videos)):
+        reason = reasons.get(number_of(ref))
+        run.push(
+            "w", [] if reason else [row_of(ref)], [failure_of(ref, reason)] if reason else [], NO_SECONDS
+        )
+    assert run.finish().exit_status == 0
+
+
+def attempts_in(output: Path) -> list[tuple[str, int, bool]]:
+    rows = OutputStore(str(output)).iter_failures(["video_id", "attempt", "is_final"])
+    return [(row["video_id"], row["attempt"], row["is_final"]) for row in rows]
+
+
+def test_heal_lists_only_what_failed_for_good_and_counts_nothing_else(tmp_path: Path) -> None:
+    fail_all(tmp_path, {1: Reason.CORRUPT, 2: Reason.READ_ERROR})
+    run = begin(tmp_path, 5, heal=())
+    assert sorted(ref.video_id for ref in leased(run.lease("w", 9))) == ["video-1", "video-2"]
+    run.push("w", [row_of(make_ref(1)), row_of(make_ref(2))], [], NO_SECONDS)
+    report = run.finish()
+    assert (report.exit_status, report.counts.listed, report.counts.indexed) == (0, 2, 2)
+    assert report.heal == ()
+    assert begin(tmp_path, 4, heal=()).status().counts.listed == 0, "rows have made up for them"
+
+
+def test_heal_by_reason(tmp_path: Path) -> None:
+    fail_all(tmp_path, {1: Reason.CORRUPT, 2: Reason.READ_ERROR})
+    run = begin(tmp_path, 4, heal=("read_error", "not_found"))
+    assert leased(run.lease("w", 9)) == [make_ref(2)]
+    run.finish()
+
+
+def test_healed_video_has_all_its_attempts_again_and_counts_on(tmp_path: Path) -> None:
+    fail_all(tmp_path, {0: Reason.READ_ERROR}, num_videos=1)
+    run = begin(tmp_path, 1, "limits.attempts=2", "limits.retry_seconds=0", heal=())
+    for attempt in (2, 3):
+        (item,) = run.lease("w", 1).lease.items  # type: ignore[union-attr]
+        assert item.attempt == attempt
+        failure = make_failure(0, reason=Reason.READ_ERROR, is_final=False, attempt=item.attempt)
+        run.push("w", [], [failure], NO_SECONDS)
+    assert run.finish().counts.failed == 1
+    assert attempts_in(tmp_path) == [("video-0", 1, True), ("video-0", 2, False), ("video-0", 3, True)]
+
+
+def test_attempts_count_across_runs(tmp_path: Path) -> None:
+    for is_last in (False, False, True):
+        run = begin(tmp_path, 1, "limits.attempts=3", "limits.retry_seconds=60")
+        (item,) = run.lease("w", 1).lease.items  # type: ignore[union-attr]
+        failure = make_failure(0, reason=Reason.READ_ERROR, is_final=False, attempt=item.attempt)
+        run.push("w", [], [failure], NO_SECONDS)
+        assert run.finish(interrupted=True).exit_status == (0 if is_last else 130)
+    assert attempts_in(tmp_path) == [("video-0", 1, False), ("video-0", 2, False), ("video-0", 3, True)]
+    assert begin(tmp_path, 1).status().counts.skipped_failed == 1
+
+
+def test_strikes_count_across_runs(tmp_path: Path) -> None:
+    for _ in range(2):
+        run = begin(tmp_path, 1)
+        (ref,) = leased(run.lease("w", 1))
+        run.started("w", ref.key)
+        run.lost("w", "signal 9")
+        run.finish(interrupted=True)
+    run = begin(tmp_path, 2)
+    assert leased(run.lease("w", 2)) == [make_ref(1)], "the suspect is not given beside another"
+    run.push("w", [row_of(make_ref(1))], [], NO_SECONDS)
+    (ref,) = leased(run.lease("w", 2))
+    run.started("w", ref.key)
+    run.lost("w", "signal 9")
+    assert run.finish().exit_status == 0
+    assert [final for _, _, final in attempts_in(tmp_path)] == [False, False, True]
+
+
+def test_failures_of_another_table_do_not_matter(tmp_path: Path) -> None:
+    fail_all(tmp_path, {0: Reason.CORRUPT}, num_videos=1)
+    details = [dict(row["details"]) for row in OutputStore(str(tmp_path)).iter_failures(["details"])]
+    assert [each["table"] for each in details] == ["videos"]
+    other = begin(tmp_path, 1, "output.table=other")
+    assert leased(other.lease("w", 1)) == [make_ref(0)]
+    other.finish()
+
+
+def test_retry_that_waits_keeps_the_run_going(tmp_path: Path) -> None:
+    run = begin(tmp_path, 1, "limits.retry_seconds=60")
+    (ref,) = leased(run.lease("w", 1))
+    run.push("w", [], [failure_of(ref, Reason.READ_ERROR)], NO_SECONDS)
+    reply = run.lease("w", 1)
+    assert (reply.lease, reply.done) == (None, False)
+    status = run.status()
+    assert (status.is_done, status.num_waiting, status.counts.waiting) == (False, 1, 1)
+    report = run.finish(interrupted=True)
+    assert (report.exit_status, report.counts.pending) == (130, 1)
+
+
+@pytest.mark.parametrize(
+    ("reason", "stage"), [(Reason.TOO_LARGE, "reading"), (Reason.INVALID_INPUT, "listing")]
+)
+def test_input_with_a_problem_fails_at_once(tmp_path: Path, reason: Reason, stage: str) -> None:
+    run = open_run(tmp_path)
+    run.list_corpus([make_ref(0, problem=Problem(reason, "row 7 has no number"))])
+    assert run.status().is_done
+    report = run.finish()
+    assert (report.exit_status, report.counts.listed, report.counts.failed) == (0, 1, 1)
+    (row,) = OutputStore(str(tmp_path)).iter_failures()
+    assert (row["stage"], row["reason"], row["is_final"]) == (stage, reason.value, True)
+    assert (row["message"], row["attempt"]) == ("row 7 has no number", 1)
+    again = open_run(tmp_path)
+    again.list_corpus([make_ref(0, problem=Problem(reason, "row 7 has no number"))])
+    assert again.finish().counts.skipped_failed == 1
+
+
+def test_id_listed_twice_ends_the_run(tmp_path: Path) -> None:
+    run = open_run(tmp_path)
+    run.list_corpus([make_ref(0), make_ref(0, uri="elsewhere")])
+    status = run.status()
+    assert "'video-0' is listed twice, now as 'elsewhere'" in str(status.error)
+    run.finish()
+
+
+def test_listing_waits_while_enough_is_queued_and_goes_on(tmp_path: Path) -> None:
+    run = open_run(tmp_path, "limits.queue_videos=2")
+    lister = threading.Thread(target=lambda: run.list_corpus(map(make_ref, range(5))))
+    lister.start()
+    run.ready("w")
+    num_indexed = 0
+    while num_indexed < 5:
+        refs = leased(run.lease("w", 1))
+        assert run.status().counts.listed <= num_indexed + 2
+        run.push("w", [row_of(ref) for ref in refs], [], NO_SECONDS)
+        num_indexed += len(refs)
+    lister.join(10.0)
+    assert run.status().is_done
+    assert run.finish().counts.indexed == 5
+
+
+def test_stop_ends_the_wait_of_the_listing(tmp_path: Path) -> None:
+    run = open_run(tmp_path, "limits.queue_videos=1")
+    lister = threading.Thread(target=lambda: run.list_corpus(map(make_ref, range(9))))
+    lister.start()
+    run.stop()
+    lister.join(10.0)
+    assert not lister.is_alive()
+    assert run.finish(interrupted=True).exit_status == 130
+
+
+def test_stopped_run_starts_nothing_and_takes_back_what_is_held(tmp_path: Path) -> None:
+    run = begin(tmp_path, 3)
+    first, second, _ = leased(run.lease("w", 3))
+    assert run.started("w", first.key)
+    run.stop()
+    assert not run.started("w", second.key)
+    assert not run.push("w", [row_of(first)], [], NO_SECONDS)
+    counts = run.finish(interrupted=True).counts
+    assert (counts.indexed, counts.pending, counts.leased) == (1, 2, 0)
+
+
+def test_stuck_model_ends_in_timeouts_and_at_last_in_a_final_failure(tmp_path: Path) -> None:
+    run = begin(tmp_path, 2, "limits.generation_seconds=5", "limits.strikes=2", workers=("a", "b"))
+    stuck, other = leased(run.lease("a", 2))
+    run.started("a", stuck.key)
+    run.started("a", other.key)
+    assert run.push("a", [], [], WorkerSeconds(busy_now=4.9, busy_with=stuck.key))
+    assert not run.push("a", [], [], WorkerSeconds(busy_now=5.1, busy_with=stuck.key))
+    assert run.status().lost_workers == ("a",)
+    assert (run.status().counts.pending, run.status().counts.suspect) == (1, 1), "the other is innocent"
+    run.push("b", [row_of(ref) for ref in leased(run.lease("b", 2))], [], NO_SECONDS)
+    (ref,) = leased(run.lease("b", 2))
+    run.started("b", ref.key)
+    run.push("b", [], [], WorkerSeconds(busy_now=6.0))
+    assert run.finish().exit_status == 0
+    assert failures_in(tmp_path) == [(stuck.video_id, "generation_timeout", final) for final in (False, True)]
+    (row, _) = OutputStore(str(tmp_path)).iter_failures()
+    assert "limits.generation_seconds=5" in row["message"]
+
+
+def test_worker_that_was_lost_does_not_come_back(tmp_path: Path) -> None:
+    run = begin(tmp_path, 1)
+    run.lost("w", "killed")
+    run.ready("w")
+    assert run.lease("w", 1).done
+    assert not run.started("w", make_ref(0).key)
+    run.finish()
+
+
+def test_error_of_the_store_in_a_heartbeat_is_borne_for_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = begin(tmp_path, 1)
+
+    def failing(_: OutputLock) -> None:
+        raise OSError("503 slow down")
+
+    monkeypatch.setattr(OutputLock, "heartbeat", failing)
+    run.heartbeat()
+    assert run.status().error is None
+    later = time.monotonic() + 41.0
+    monkeypatch.setattr("pipeline.committing.time.monotonic", lambda: later)
+    run.heartbeat()
+    assert run.status().error == "503 slow down"
+    monkeypatch.undo()
+    run.finish()
+
+
+def test_lost_lock_ends_the_run_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = begin(tmp_path, 1)
+
+    def taken_over(_: OutputLock) -> None:
+        raise LockLostError("taken over")
+
+    monkeypatch.setattr(OutputLock, "heartbeat", taken_over)
+    run.heartbeat()
+    assert run.status().error == "taken over"
+    run.finish()
+
+
+def test_heartbeat_after_the_end_is_no_error(tmp_path: Path) -> None:
+    run = begin(tmp_path, 0)
+    assert run.finish().exit_status == 0
+    run.heartbeat()
+    run.tick()
+    run.lost("w", "killed by the driver")
+    assert run.status().error is None
+    begin(tmp_path, 0).finish()
+
+
+def test_no_more_work_is_given_out_while_the_store_is_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.committing._MAX_WAITING_ROWS", 1)
+    monkeypatch.setattr("pipeline.committing._MAX_WAITING_PARTS", 1)
+    run = begin(tmp_path, 3, "output.part_rows=1")
+    run.push("w", [row_of(ref) for ref in leased(run.lease("w", 2))], [], NO_SECONDS)
+    reply = run.lease("w", 1)
+    assert (reply.lease, reply.done) == (None, False)
+    run.tick()
+    assert run.lease("w", 1).lease is not None
+    run.finish()
+
+
+def test_spare_workers_leave_in_time_and_as_many_stay_as_videos_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.fleet._IDLE_SECONDS", -1.0)
+    run = begin(tmp_path, 1, "limits.retry_seconds=60", workers=("a", "b"))
+    (ref,) = leased(run.lease("a", 1))
+    run.push("a", [], [failure_of(ref, Reason.READ_ERROR)], NO_SECONDS)
+    assert run.lease("a", 1).done, "two are idle, one video waits"
+    run.leave("a")
+    assert not run.lease("b", 1).done
+    run.finish()
+
+
+def test_a_crowd_of_workers_leaves_no_video_behind() -> None:
+    """Retries, crashes, commits and a listing that has to wait, all at once; the sum closes."""
+    settings = ("limits.retry_seconds=0.01", "limits.queue_videos=500", "metrics.port=null")
+    figures = measure(Case(3000, 20, pickled=True, crash_share=0.02), settings)
+    assert figures["indexed"] + figures["failed"] == 3000
+    assert figures["transient_failures"] > 0
+    assert figures["crashed_workers"] > 0
 
 
 def test_metrics_follow(tmp_path: Path) -> None:

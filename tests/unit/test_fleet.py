@@ -1,8 +1,8 @@
-"""When workers are started, replaced, and given up."""
+"""When workers are started, replaced, and given up; and the list of them."""
 
 from __future__ import annotations
 
-from pipeline.fleet import Fleet
+from pipeline.fleet import Fleet, Roster
 from pipeline.ledger import Counts
 from pipeline.report import Progress, Totals
 
@@ -101,3 +101,29 @@ def test_crashes_between_finished_videos_are_borne() -> None:
         fleet.ready(worker_id)
         fleet.died(worker_id, "killed", num_settled=number)
     assert fleet.verdict(at(pending=9), 1.0) is None
+
+
+def test_nobody_comes_back_to_the_roster() -> None:
+    roster = Roster()
+    roster.register("a")
+    assert not roster.is_ready("a")
+    assert roster.ready("a", 5.0)
+    assert roster.end("a", "lost")
+    assert not roster.ready("a", 9.0)
+    assert not roster.end("a", "left"), "known already"
+    assert (roster.lost, roster.counts, roster.first_ready) == (("a",), {"lost": 1}, 5.0)
+
+
+def test_work_ends_idleness() -> None:
+    roster = Roster()
+    assert not roster.idle_too_long("a", 0.0)
+    assert not roster.idle_too_long("a", 30.0)
+    assert roster.idle_too_long("a", 31.0)
+    roster.busy("a")
+    assert not roster.idle_too_long("a", 32.0)
+
+
+def test_a_worker_is_started_for_a_retry_that_waits() -> None:
+    fleet = Fleet(4, 600.0, now=0.0)
+    counts = Counts(listed=1, pending=1, waiting=1)
+    assert fleet.num_missing(Progress("run", counts, Totals(), True, 1.0, 0.0, {}, None)) == 1

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import pytest
+
 from pipeline.ledger import Counts
 from pipeline.report import RunReport, Totals
 from tests.unit.samples import make_failure, make_row
@@ -33,6 +35,18 @@ def make_report() -> RunReport:
 def test_round_trip() -> None:
     report = make_report()
     assert RunReport.from_json(report.to_json()) == report
+
+
+@pytest.mark.parametrize("heal", [None, (), ("corrupt", "read_error")])
+def test_round_trip_of_a_run_that_healed(heal: tuple[str, ...] | None) -> None:
+    report = replace(make_report(), heal=heal)
+    assert RunReport.from_json(report.to_json()) == report
+
+
+def test_report_of_an_older_version_is_read() -> None:
+    record = json.loads(make_report().to_json())
+    del record["heal"], record["counts"]["waiting"]
+    assert RunReport.from_json(json.dumps(record)) == make_report()
 
 
 def test_what_readers_need_is_written_out() -> None:
