@@ -1,14 +1,16 @@
 """Containers and streams through PyAV: what is in a file, its packets and its frames.
 
-Only the local file itself is ever opened: no network, no playlists, no cover art taken for video.
+Only the local file itself is ever opened: no network, no playlists, no cover art taken for video. What a
+file claims of itself is held against limits before anything of that size is allocated.
 """
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import av
 
@@ -18,15 +20,29 @@ __all__ = [
     "Damage",
     "DecoderRefusedError",
     "Header",
+    "Limits",
     "decoded",
     "describe",
+    "head_of",
+    "jumped",
     "opened",
     "packets_of",
     "read_header",
 ]
 
-# Text formats that name other files or hosts. A corpus must not make a worker read anything but the video.
-PLAYLISTS = frozenset({"hls", "applehttp", "concat", "dash", "sdp", "rtsp", "imf", "webm_dash_manifest"})
+# Formats that hold their own pictures (or sound, to say that there is no picture). Those that name other
+# files or hosts are not among them: a corpus must not make a worker read anything but the video.
+_FORMATS = (
+    "mov,matroska,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,vvc,av1,obu,ivf,vc1,vc1test,h261,h263,dirac,"
+    "cavsvideo,avs2,avs3,flv,live_flv,kux,asf,ogg,nut,mxf,gxf,dv,dhav,gif,apng,rm,wtv,nsv,nuv,mjpeg,"
+    "mjpeg_2000,smjpeg,mpjpeg,yuv4mpegpipe,bink,smk,swf,roq,flic,film_cpk,pva,pmp,ty,vivo,amv,cine,mlv,"
+    "r3d,ser,dxa,xmv,thp,avif,png_pipe,jpeg_pipe,webp_pipe,gif_pipe,bmp_pipe,tiff_pipe,j2k_pipe,"
+    "jpegxl_pipe,jpegxl_anim,ppm_pipe,wav,mp3,flac,aac,ac3,eac3,aiff,amr,au,caf,opus,w64,ape,wv,dts"
+)
+_PLAYLIST_STARTS = (b"#EXTM3U", b"ffconcat", b"v=0\r", b"v=0\n", b"[playlist]", b"<?xml", b"<MPD", b"<Smooth")
+_HEAD_BYTES = 4096
+# libav holds sides rounded up to whole blocks against its limit; the exact check is ours.
+_ALIGNMENT_SLACK = 1.25
 
 
 class DecoderRefusedError(Exception):
@@ -35,6 +51,31 @@ class DecoderRefusedError(Exception):
     def __init__(self, reason: Reason, message: str) -> None:
         super().__init__(message)
         self.reason = reason
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a file may claim of itself, and the threads that may decode it."""
+
+    max_frame_pixels: int
+    max_source_frames: int
+    threads: int = 1
+
+    @property
+    def codec_options(self) -> dict[str, str]:
+        return {"max_pixels": str(int(self.max_frame_pixels * _ALIGNMENT_SLACK))}
+
+    def check_size(self, width: int, height: int) -> None:
+        """Raise VideoError (too_large) for a picture of more than ``max_frame_pixels``."""
+        if width * height > self.max_frame_pixels:
+            _too_large(
+                f"pictures of {width}x{height} exceed decoding.max_frame_pixels={self.max_frame_pixels}"
+            )
+
+    def check_count(self, num_frames: int) -> None:
+        """Raise VideoError (too_large) for more than ``max_source_frames``."""
+        if num_frames > self.max_source_frames:
+            _too_large(f"{num_frames} frames exceed decoding.max_source_frames={self.max_source_frames}")
 
 
 @dataclass(frozen=True)
@@ -56,10 +97,11 @@ class Damage:
     bad: int = 0
 
 
-def read_header(path: str) -> Header:
+def read_header(path: str, limits: Limits) -> Header:
+    """What the file claims, and the size of its first frame. Raises as ``opened`` does."""
     damage = Damage()
-    with opened(path) as (container, stream):
-        first = next(decoded(container, stream, damage), None)
+    with opened(path, limits) as (container, stream):
+        first = next(decoded(container, stream, damage, limits), None)
         if first is None:
             raise DecoderRefusedError(Reason.CORRUPT, "no frame can be decoded")
         return describe(container, stream, first)
@@ -77,24 +119,49 @@ def describe(container: Any, stream: Any, frame: Any) -> Header:
     )
 
 
+def head_of(path: str) -> bytes:
+    """The first bytes of a file, as many as tell its format."""
+    with open(path, "rb") as file:
+        return file.read(_HEAD_BYTES)
+
+
 @contextmanager
-def opened(path: str, threads: int = 1) -> Iterator[tuple[Any, Any]]:
-    """A container and its main video stream (never cover art). Only the local file may be opened."""
+def opened(path: str, limits: Limits, threads: int = 1) -> Iterator[tuple[Any, Any]]:
+    """A container and its main video stream (never cover art). Only the local file may be opened.
+
+    Raises VideoError: corrupt, unsupported_codec (playlists too), no_frames, or too_large for what it claims.
+    """
+    if head_of(path).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(_PLAYLIST_STARTS):
+        message = "a playlist or another text that names videos; list the videos themselves"
+        raise VideoError(Stage.DECODING, Reason.UNSUPPORTED_CODEC, message)
+    with _open(path, limits.codec_options) as container:
+        stream = _main_stream(container)
+        context = stream.codec_context
+        limits.check_count(stream.frames)
+        limits.check_size(*((context.width, context.height) if context.width else _claimed_size(path)))
+        context.options = limits.codec_options
+        context.thread_count = threads
+        context.thread_type = "AUTO"
+        yield container, stream
+
+
+def _open(path: str, options: dict[str, str]) -> Any:
+    """The options go to the container, and to the decoders that libav uses to find out what is in it."""
+    own = {"protocol_whitelist": "file", "format_whitelist": _FORMATS, **options}
     try:
-        container = av.open(path, options={"protocol_whitelist": "file"}, metadata_errors="replace")
+        return av.open(path, options=own, metadata_errors="replace")
     except MemoryError:
         raise
     except (av.error.FFmpegError, ValueError) as error:
         said = getattr(error, "strerror", None) or error
         raise VideoError(Stage.DECODING, Reason.CORRUPT, f"not a readable video: {said}") from None
-    with container:
-        if set(container.format.name.split(",")) & PLAYLISTS:
-            message = f"a playlist ({container.format.name}), not a video; list the videos themselves"
-            raise VideoError(Stage.DECODING, Reason.UNSUPPORTED_CODEC, message)
-        stream = _main_stream(container)
-        stream.codec_context.thread_count = threads
-        stream.codec_context.thread_type = "AUTO"
-        yield container, stream
+
+
+def _claimed_size(path: str) -> tuple[int, int]:
+    """What the headers say where libav refused it; no picture is decoded, so none is allocated."""
+    with _open(path, {"skip_frame": "all"}) as container:
+        context = _main_stream(container).codec_context
+        return context.width, context.height
 
 
 def _main_stream(container: Any) -> Any:
@@ -110,19 +177,43 @@ def _main_stream(container: Any) -> Any:
     return stream
 
 
-def packets_of(container: Any, stream: Any) -> Iterator[Any]:
-    """Packets up to the end of the file or of what is left of it."""
+def packets_of(container: Any, stream: Any, limits: Limits) -> Iterator[Any]:
+    """Packets up to the end of the file or of what is left of it. Raises VideoError for too many."""
     packets = container.demux(stream)
+    number = 0
     while True:
         try:
-            yield next(packets)
-        except (StopIteration, av.error.InvalidDataError, av.error.EOFError):
+            packet = next(packets)
+        except (
+            StopIteration,
+            IndexError,
+        ):  # IndexError: PyAV's, at the end, where streams came up on the way
             return
+        except MemoryError:
+            raise
+        except av.error.FFmpegError as error:
+            if error.errno == errno.EIO:
+                raise VideoError(Stage.READING, Reason.READ_ERROR, f"reading the file: {error}") from None
+            return
+        number += 1
+        limits.check_count(number - 1)  # the last one is empty: it flushes the decoder
+        yield packet
 
 
-def decoded(container: Any, stream: Any, damage: Damage) -> Iterator[Any]:
+def jumped(container: Any, stream: Any, at: int) -> bool:
+    """Go to the last keyframe at or before ``at``, in ticks of the stream; False where that fails."""
+    try:
+        container.seek(at, stream=stream, backward=True)
+    except MemoryError:
+        raise
+    except (av.error.FFmpegError, OverflowError):
+        return False
+    return True
+
+
+def decoded(container: Any, stream: Any, damage: Damage, limits: Limits) -> Iterator[Any]:
     """Frames in display order; packets that cannot be decoded are counted and passed over."""
-    for packet in packets_of(container, stream):
+    for packet in packets_of(container, stream, limits):
         damage.packets += packet.size > 0
         try:
             frames = packet.decode()
@@ -131,4 +222,11 @@ def decoded(container: Any, stream: Any, damage: Damage) -> Iterator[Any]:
         except av.error.FFmpegError:
             damage.bad += 1
             continue
-        yield from (frame for frame in frames if not frame.is_corrupt)
+        for frame in frames:
+            limits.check_size(frame.width, frame.height)
+            if not frame.is_corrupt:
+                yield frame
+
+
+def _too_large(message: str) -> NoReturn:
+    raise VideoError(Stage.DECODING, Reason.TOO_LARGE, f"{message}; raise that to read it")

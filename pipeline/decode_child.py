@@ -1,4 +1,8 @@
-"""The process that decodes: started by decoding.py, killed by it at will, never outliving it.
+"""The process that decodes: started by decode_process.py, killed by it at will, never outliving it.
+
+A request names a file, a decoder and which frames are wanted; ``span`` [start, end] in seconds, or null
+for the whole video; ``measure`` asks for its duration only. A file asked for by span or measure stays open
+for the next such request, so that the hundredth window costs no more than the first: one file at most.
 
 Requests and replies go through two pipes of their own, so that whatever a decoder prints on stdout or
 stderr cannot be mistaken for a reply. One message is a length (4 bytes, big endian), JSON of that length, and
@@ -15,9 +19,13 @@ import resource
 import signal
 import struct
 import sys
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pipeline.errors import Reason, Stage, VideoError
+
+if TYPE_CHECKING:
+    from pipeline.containers import Limits
+    from pipeline.decoders import RawFrames, Video
 
 __all__ = ["main", "read_message", "write_message"]
 
@@ -48,17 +56,29 @@ def write_message(file: BinaryIO, message: dict[str, Any], payload: Any = b"") -
 def main(arguments: list[str]) -> int:
     """Serve requests until the pipe ends. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.decode_child")
-    for name in ("read-fd", "write-fd", "parent", "memory-bytes", "threads"):
+    numbers = (
+        "read-fd",
+        "write-fd",
+        "parent",
+        "memory-bytes",
+        "threads",
+        "max-frame-pixels",
+        "max-source-frames",
+    )
+    for name in numbers:
         parser.add_argument(f"--{name}", type=int, required=True)
     options = parser.parse_args(arguments)
     _die_with(options.parent)
     import pipeline.decoders  # noqa: F401  # loaded before the limit: its libraries are not the video's fault
+    from pipeline.containers import Limits
 
+    limits = Limits(options.max_frame_pixels, options.max_source_frames, options.threads)
+    server = _Server(limits)
     _limit_memory(options.memory_bytes)
     with os.fdopen(options.read_fd, "rb") as requests, os.fdopen(options.write_fd, "wb") as replies:
         write_message(replies, {"ready": True})
         while (request := read_message(requests)) is not None:
-            _serve(request, replies, options.threads)
+            server.serve(request, replies)
     return 0
 
 
@@ -88,33 +108,74 @@ def _address_space_bytes() -> int:
         return 2**30
 
 
-def _serve(request: dict[str, Any], replies: BinaryIO, threads: int) -> None:
-    from pipeline.containers import DecoderRefusedError
-    from pipeline.decoders import read_frames
-    from pipeline.sampling import FrameRequest
+class _Server:
+    """Answers requests; remembers the one file that is asked for in parts."""
 
-    try:
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._kept: tuple[Any, Video] | None = None
+
+    def serve(self, request: dict[str, Any], replies: BinaryIO) -> None:
+        from pipeline.containers import DecoderRefusedError
+
+        try:
+            reply, pixels = self._answer(request)
+        except VideoError as error:
+            _refuse(replies, error, is_final=True)
+        except DecoderRefusedError as error:
+            _refuse(replies, VideoError(Stage.DECODING, error.reason, str(error)), is_final=False)
+        except MemoryError:
+            self._kept = None
+            message = "decoding needs more memory than decoding.memory_bytes allows"
+            _refuse(replies, VideoError(Stage.DECODING, Reason.OUT_OF_MEMORY, message), is_final=False)
+        else:
+            write_message(replies, reply, pixels)
+
+    def _answer(self, request: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+        from pipeline.sampling import Span
+
+        video = self._open(request)
+        if request["measure"]:
+            return {"duration_seconds": video.duration_seconds}, b""
+        raw = video.read(Span(*(request["span"] or ())))
+        return _described(raw), raw.data.reshape(-1).data
+
+    def _open(self, request: dict[str, Any]) -> Video:
+        from pipeline.decoders import open_video
+        from pipeline.sampling import FrameRequest
+
+        identity = _identity(request)
+        if self._kept is not None and self._kept[0] == identity and not request["measure"]:
+            return self._kept[1]
+        self._kept = None  # never two at once
         wanted = FrameRequest(**request["request"])
-        raw = read_frames(request["path"], request["decoder"], wanted, threads)
-    except VideoError as error:
-        _refuse(replies, error, is_final=True)
-    except DecoderRefusedError as error:
-        _refuse(replies, VideoError(Stage.DECODING, error.reason, str(error)), is_final=False)
-    except MemoryError:
-        message = "decoding needs more memory than decoding.memory_bytes allows"
-        _refuse(replies, VideoError(Stage.DECODING, Reason.OUT_OF_MEMORY, message), is_final=False)
-    else:
-        reply = {
-            "shape": raw.data.shape,
-            "pts_seconds": raw.pts_seconds.tolist(),
-            "source_num_frames": raw.source_num_frames,
-            "duration_seconds": raw.duration_seconds,
-            "width": raw.header.width,
-            "height": raw.header.height,
-            "codec": raw.header.codec,
-            "damage": raw.damage,
-        }
-        write_message(replies, reply, raw.data.reshape(-1).data)
+        video = open_video(request["path"], request["decoder"], wanted, self._limits)
+        if request["measure"] or request["span"]:
+            self._kept = (identity, video)
+        return video
+
+
+def _identity(request: dict[str, Any]) -> Any:
+    """What must be the same for an open file to be the one that is asked for."""
+    try:
+        status = os.stat(request["path"])
+    except OSError:
+        return None
+    times = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    return (request["path"], request["decoder"], request["request"], times)
+
+
+def _described(raw: RawFrames) -> dict[str, Any]:
+    return {
+        "shape": raw.data.shape,
+        "pts_seconds": raw.pts_seconds.tolist(),
+        "source_num_frames": raw.source_num_frames,
+        "duration_seconds": raw.duration_seconds,
+        "width": raw.header.width,
+        "height": raw.header.height,
+        "codec": raw.header.codec,
+        "damage": raw.damage,
+    }
 
 
 def _refuse(replies: BinaryIO, error: VideoError, *, is_final: bool) -> None:

@@ -42,17 +42,18 @@ class ChildProcess:
     """One ``python -m pipeline.decode_child``. Not thread-safe but for ``kill``.
 
     Plain Popen and pipes rather than multiprocessing: that would import the caller's ``__main__`` again,
-    which inside a Ray worker starts another worker.
+    which inside a Ray worker starts another worker. ``limits`` are the child's options: memory_bytes,
+    threads, max_frame_pixels and max_source_frames.
     """
 
-    def __init__(self, memory_bytes: int, threads: int) -> None:
+    def __init__(self, **limits: int) -> None:
         self.num_served = 0
         self._log = tempfile.TemporaryFile(prefix="flashvid-decode-")  # noqa: SIM115  # lives as long as the child
         child_read, self._requests = os.pipe()
         self._replies, child_write = os.pipe()
         _widen(self._replies)
         numbers = {"read-fd": child_read, "write-fd": child_write, "parent": os.getpid()}
-        numbers |= {"memory-bytes": memory_bytes, "threads": threads}
+        numbers |= {name.replace("_", "-"): value for name, value in limits.items()}
         flags = [f"--{name}={value}" for name, value in numbers.items()]
         try:
             self._process = subprocess.Popen(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,12 +13,14 @@ from pipeline.config import DecodingConfig
 from pipeline.decode_process import ChildDiedError, ChildProcess, ChildTooLateError
 from pipeline.errors import DecoderStartError, Reason, Stage, VideoError
 from pipeline.records import Frames
-from pipeline.sampling import FrameRequest
+from pipeline.sampling import FrameRequest, Span
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = ["FileDecoder"]
+
+_Answer = tuple[dict[str, Any], "NDArray[np.uint8] | None", str, float]  # reply, pixels, decoder, seconds
 
 MAX_THREADS_PER_CHILD = 4
 START_ATTEMPTS = 3
@@ -40,6 +42,7 @@ class FileDecoder:
         self._config = config
         self._request = request
         self._child: ChildProcess | None = None
+        self._measured = ("", "")  # a file and the decoder that could
         self._is_interrupted = False
         self._threads = max(1, min(MAX_THREADS_PER_CHILD, _num_cpus() // config.processes))
 
@@ -56,7 +59,7 @@ class FileDecoder:
         for _ in range(START_ATTEMPTS):
             try:
                 if self._child is None:
-                    self._child = ChildProcess(self._config.memory_bytes, self._threads)
+                    self._child = self._new_child()
                 if self._is_interrupted:
                     break
                 self._child.wait_until_ready()
@@ -80,18 +83,33 @@ class FileDecoder:
         if child is not None:
             child.close()
 
-    def decode(self, path: str) -> Frames:
-        """Sampled frames of the file, by the first of ``config.decoders`` that can.
+    def measure(self, path: str) -> float:
+        """The duration in seconds, by the first decoder that can. Raises VideoError.
+
+        The file stays open in the child for ``decode`` with a span, and the same decoder is asked first.
+        """
+        reply, _, decoder, _ = self._ask_each(path, {"measure": True})
+        self._measured = (path, decoder)
+        return float(reply["duration_seconds"])
+
+    def decode(self, path: str, span: Span | None = None) -> Frames:
+        """Sampled frames of the file, or of a span of it, by the first of ``config.decoders`` that can.
 
         Each decoder may use an equal share of the time that is left. Raises VideoError.
         """
+        reply, pixels, decoder, seconds = self._ask_each(path, {"span": span and astuple(span)})
+        assert pixels is not None, "a reply without pixels is a refusal"
+        return _frames(reply, pixels, decoder, seconds)
+
+    def _ask_each(self, path: str, question: dict[str, Any]) -> _Answer:
         left_seconds = self._config.timeout_seconds
         refusals: list[VideoError] = []
-        for number, decoder in enumerate(self._config.decoders):
-            share = max(0.0, left_seconds) / (len(self._config.decoders) - number)
+        decoders = self._decoders_for(path)
+        for number, decoder in enumerate(decoders):
+            share = max(0.0, left_seconds) / (len(decoders) - number)
             started = time.monotonic()
             try:
-                return self._ask(path, decoder, share)
+                return self._ask(path, decoder, question, share)
             except _RefusedError as refused:
                 refusals.append(refused.error)
                 if refused.is_final:
@@ -100,13 +118,21 @@ class FileDecoder:
         message = "; ".join(dict.fromkeys(error.message for error in refusals))
         raise VideoError(refusals[-1].stage, refusals[-1].reason, message)
 
-    def _ask(self, path: str, decoder: str, seconds: float) -> Frames:
+    def _decoders_for(self, path: str) -> list[str]:
+        """Those configured; for a file that was measured, the one that could before the others."""
+        decoders: list[str] = list(self._config.decoders)
+        measured_path, able = self._measured
+        return sorted(decoders, key=lambda decoder: measured_path == path and decoder != able)
+
+    def _ask(self, path: str, decoder: str, question: dict[str, Any], seconds: float) -> _Answer:
         self.start()
         assert self._child is not None, "start() leaves a child or raises"
-        question = {"path": path, "decoder": decoder, "request": asdict(self._request)}
+        defaults = {"path": path, "decoder": decoder, "request": asdict(self._request)}
         started = time.monotonic()
         try:
-            reply, pixels = self._child.ask(question, started + seconds)
+            reply, pixels = self._child.ask(
+                {"measure": False, "span": None, **defaults, **question}, started + seconds
+            )
         except ChildTooLateError:
             self.close()
             raise _refused(Reason.DECODE_TIMEOUT, f"{decoder} took more than {seconds:.3g} s") from None
@@ -116,10 +142,18 @@ class FileDecoder:
         except BaseException:  # half an answer may be left in the pipe: the next video must not read it
             self.close()
             raise
-        if pixels is None:
+        if "reason" in reply:
             refusal = VideoError(Stage(reply["stage"]), Reason(reply["reason"]), reply["message"])
             raise _RefusedError(refusal, is_final=reply["is_final"])
-        return _frames(reply, pixels, decoder, time.monotonic() - started)
+        return reply, pixels, decoder, time.monotonic() - started
+
+    def _new_child(self) -> ChildProcess:
+        return ChildProcess(
+            memory_bytes=self._config.memory_bytes,
+            threads=self._threads,
+            max_frame_pixels=self._config.max_frame_pixels,
+            max_source_frames=self._config.max_source_frames,
+        )
 
 
 def _refused(reason: Reason, message: str) -> _RefusedError:

@@ -12,7 +12,7 @@ from flashvid.resizing import smart_resize
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["FrameRequest", "num_wanted", "pick_frames", "smart_resize"]
+__all__ = ["FrameRequest", "Span", "num_wanted", "pick_frames", "smart_resize"]
 
 
 @dataclass(frozen=True)
@@ -47,33 +47,60 @@ class FrameRequest:
         return self.num_frames * self.max_pixels * 3
 
 
+@dataclass(frozen=True)
+class Span:
+    """The part of a video that frames are taken from: start <= t < end; ``end_seconds`` None: to its end."""
+
+    start_seconds: float = 0.0
+    end_seconds: float | None = None
+
+
 def num_wanted(duration_seconds: float, request: FrameRequest) -> int:
-    """Frames asked of a video of this length, before it is known how many it has."""
+    """Frames asked of a video or span of this length, before it is known how many it has."""
     if request.sampling == "uniform":
         return request.num_frames
-    return min(request.num_frames, max(1, round(duration_seconds * request.fps)))
+    # A duration is whatever a file claims: infinity and NaN must not reach round().
+    rate_limit = min(max(1.0, duration_seconds * request.fps), float(request.num_frames))
+    return max(1, round(rate_limit))
 
 
 def pick_frames(
-    pts_seconds: NDArray[np.float64], duration_seconds: float, request: FrameRequest
+    pts_seconds: NDArray[np.float64],
+    duration_seconds: float,
+    request: FrameRequest,
+    span: Span = Span(),
 ) -> NDArray[np.int64]:
-    """Indices of the frames to decode, strictly increasing, at most as many as there are.
+    """Indices of the frames to decode, strictly increasing, at most as many as the span has.
 
-    pts_seconds: float64 (N,), increasing, first frame at 0. The video is cut into n equal intervals; the
+    pts_seconds: float64 (N,), increasing, first frame at 0. The span is cut into n equal intervals; the
     frame on screen at the middle of each is taken. With a constant frame rate exactly min(n, N) come out;
-    where one frame stands still over several intervals it is taken once.
+    where one frame stands still over several intervals it is taken once. Frames that were first shown before
+    the span are left out, but where it shows no new one: then the one on screen is taken.
     """
-    total = len(pts_seconds)
-    wanted = num_wanted(duration_seconds, request)
+    first, last = _range(pts_seconds, span)
+    total = last - first
+    until = duration_seconds if span.end_seconds is None else min(span.end_seconds, duration_seconds)
+    length = max(0.0, until - span.start_seconds)
+    wanted = num_wanted(length, request)
     if wanted >= total:
-        return np.arange(total, dtype=np.int64)
-    interval = duration_seconds / wanted
-    instants = (np.arange(wanted) + 0.5) * interval
-    shown = np.clip(np.searchsorted(pts_seconds, instants, side="right") - 1, 0, total - 1)
-    spread = _strictly_increasing(shown, total)
+        return np.arange(first, last, dtype=np.int64)
+    interval = length / wanted
+    instants = span.start_seconds + (np.arange(wanted) + 0.5) * interval
+    shown = np.clip(np.searchsorted(pts_seconds, instants, side="right") - 1, first, last - 1)
+    spread = first + _strictly_increasing(shown - first, total)
     # Jitter in timestamps can put two instants on one frame: a neighbour will do, one far away would lie.
     is_near = np.abs(pts_seconds[spread] - instants) <= interval
     return np.unique(np.where(is_near, spread, shown)).astype(np.int64)
+
+
+def _range(pts_seconds: NDArray[np.float64], span: Span) -> tuple[int, int]:
+    """The half-open range of frames that the span shows first, or the one that it begins with."""
+    end = np.inf if span.end_seconds is None else span.end_seconds
+    first, last = np.searchsorted(pts_seconds, [span.start_seconds, end], side="left").tolist()
+    if first < last:
+        return first, last
+    on_screen = max(0, first - 1)
+    return on_screen, on_screen + 1
 
 
 def _strictly_increasing(indices: NDArray[np.int64], total: int) -> NDArray[np.int64]:

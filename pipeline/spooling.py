@@ -1,6 +1,6 @@
 """A local file for every video: itself where it is local, else a copy that lives as long as it is needed.
 
-The cache holds one file per decode process at most. Its folder is locked while its owner lives, so that
+All copies together stay within a number of bytes. The cache folder is locked while its owner lives, so that
 what a killed process left behind is found and removed by the next.
 """
 
@@ -8,44 +8,53 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-import fsspec
-
 from pipeline.corpus_walk import local_path_of
 from pipeline.errors import Reason, Stage, VideoError
 from pipeline.records import VideoRef
+from pipeline.transfers import Source, Transfers, read_error
 
 __all__ = ["Spool"]
 
-CHUNK_BYTES = 4 * 2**20
-# A copy may take as long as decoding may, or as long as this rate needs, whichever is longer.
-SLOWEST_BYTES_PER_SECOND = 2**20
 _PREFIX = "flashvid-spool-"
+_PLAIN_SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,8}$")
 
 
 class Spool:
     """A private folder for copies of remote videos, made when first needed; thread-safe.
 
-    ``cache_dir`` None takes the system's folder for temporary files.
+    ``cache_dir`` None takes the system's folder for temporary files. ``cache_bytes``: of all copies that
+    exist at one moment; who finds no room waits for another's to be given back.
     """
 
-    def __init__(self, cache_dir: str | None, timeout_seconds: float) -> None:
+    def __init__(self, cache_dir: str | None, timeout_seconds: float, cache_bytes: int) -> None:
         self._parent = Path(cache_dir or tempfile.gettempdir())
-        self._timeout_seconds = timeout_seconds
+        self._transfers = Transfers(timeout_seconds)
+        self._cache_bytes = cache_bytes
+        self._used_bytes = 0
         self._folder: Path | None = None
         self._lock: IO[bytes] | None = None
-        self._guard = threading.Lock()
+        self._guard = threading.Condition()
+        self._is_stopped = False
+
+    def stop(self) -> None:
+        """Make copies under way and waits for room fail soon; from any thread."""
+        self._transfers.stop()
+        with self._guard:
+            self._is_stopped = True
+            self._guard.notify_all()
 
     def close(self) -> None:
         """Remove the folder with whatever is in it."""
+        self.stop()
         with self._guard:
             if self._folder is not None:
                 shutil.rmtree(self._folder, ignore_errors=True)
@@ -53,47 +62,64 @@ class Spool:
                 self._lock.close()
             self._folder = self._lock = None
 
+    @property
+    def used_bytes(self) -> int:
+        """Bytes that copies take now, or may come to take."""
+        return self._used_bytes
+
     @contextmanager
     def local_file(self, ref: VideoRef) -> Iterator[str]:
         """The video as a local file, for the length of the ``with``.
 
-        Raises VideoError (stage reading): NOT_FOUND, ACCESS_DENIED, EMPTY_FILE or READ_ERROR.
+        Raises VideoError (stage reading): NOT_FOUND, ACCESS_DENIED, TOO_LARGE or READ_ERROR.
         """
         path = local_path_of(ref.uri)
         if path is not None and ref.offset is None:
             yield os.path.abspath(path)  # the child has a working folder of its own
             return
-        copy = self._copy(ref)
+        source = Source.of(ref)
+        taken = self._take_room(source)
         try:
-            yield str(copy)
+            copy = self._new_file(source, _suffix_of(ref))
+            try:
+                num_bytes = self._transfers.copy(source, copy, self._cache_bytes)
+                self._give_back(taken - num_bytes)
+                taken = num_bytes
+                yield str(copy)
+            finally:
+                copy.unlink(missing_ok=True)
         finally:
-            copy.unlink(missing_ok=True)
+            self._give_back(taken)
 
-    def _copy(self, ref: VideoRef) -> Path:
-        folder = self._open_folder()
-        handle, name = tempfile.mkstemp(suffix=Path(ref.uri).suffix[:8], dir=folder)
+    def _take_room(self, source: Source) -> int:
+        """Room for the copy; all there is where nobody knows its size."""
+        needed = source.num_bytes or self._cache_bytes
+        if needed > self._cache_bytes:
+            rule = f"{needed} bytes exceed decoding.cache_bytes={self._cache_bytes}"
+            raise VideoError(Stage.READING, Reason.TOO_LARGE, f"{rule}; raise that to read it")
+        with self._guard:
+            self._guard.wait_for(lambda: self._is_stopped or self._used_bytes + needed <= self._cache_bytes)
+            if self._is_stopped:
+                raise read_error("the copy was given up: decoding ends")
+            self._used_bytes += needed
+        return needed
+
+    def _give_back(self, num_bytes: int) -> None:
+        with self._guard:
+            self._used_bytes -= num_bytes
+            self._guard.notify_all()
+
+    def _new_file(self, source: Source, suffix: str) -> Path:
         try:
-            with os.fdopen(handle, "wb") as target:
-                _check_room(folder, ref)
-                self._transfer(ref, target)
-        except BaseException as error:
-            os.unlink(name)
-            raise _as_video_error(error, ref) from error
+            folder = self._open_folder()
+            _check_room(folder, source)
+            handle, name = tempfile.mkstemp(suffix=suffix, dir=folder)
+        except OSError as error:
+            raise read_error(
+                f"no copy can be made in {self._parent}: {error}; set decoding.cache_dir"
+            ) from None
+        os.close(handle)
         return Path(name)
-
-    def _transfer(self, ref: VideoRef, target: IO[bytes]) -> None:
-        seconds = max(self._timeout_seconds, (ref.num_bytes or ref.size_bytes) / SLOWEST_BYTES_PER_SECOND)
-        deadline = time.monotonic() + seconds
-        left = ref.num_bytes
-        filesystem, path = fsspec.core.url_to_fs(ref.uri)
-        with filesystem.open(path, "rb", cache_type="readahead", block_size=CHUNK_BYTES) as source:
-            source.seek(ref.offset or 0)
-            while chunk := source.read(CHUNK_BYTES if left is None else min(left, CHUNK_BYTES)):
-                target.write(chunk)
-                left = None if left is None else left - len(chunk)
-                if time.monotonic() > deadline:
-                    message = f"copying took more than {seconds:.0f} s"
-                    raise VideoError(Stage.READING, Reason.READ_ERROR, message)
 
     def _open_folder(self) -> Path:
         with self._guard:
@@ -104,6 +130,13 @@ class Spool:
                 self._lock = (self._folder / "lock").open("wb")
                 fcntl.flock(self._lock, fcntl.LOCK_EX)
             return self._folder
+
+
+def _suffix_of(ref: VideoRef) -> str:
+    """A hint for decoders from the video's name; nothing else of the name reaches the disk."""
+    name = ref.uri.removeprefix("tar://").partition("::")[0] if ref.archive else ref.uri
+    found = _PLAIN_SUFFIX.search(name)
+    return found[0] if found else ""
 
 
 def _remove_orphans(parent: Path) -> None:
@@ -117,19 +150,8 @@ def _remove_orphans(parent: Path) -> None:
             continue  # held by its owner, being made at this moment, or another user's
 
 
-def _check_room(folder: Path, ref: VideoRef) -> None:
-    needed, free = ref.num_bytes or ref.size_bytes, shutil.disk_usage(folder).free
+def _check_room(folder: Path, source: Source) -> None:
+    needed, free = source.num_bytes or 0, shutil.disk_usage(folder).free
     if needed > free:
-        message = f"{needed} bytes do not fit into the {free} free in {folder}; set decoding.cache_dir"
-        raise VideoError(Stage.READING, Reason.READ_ERROR, message)
-
-
-def _as_video_error(error: BaseException, ref: VideoRef) -> BaseException:
-    if not isinstance(error, Exception) or isinstance(error, VideoError):
-        return error
-    reason = Reason.READ_ERROR
-    if isinstance(error, FileNotFoundError):
-        reason = Reason.NOT_FOUND
-    elif isinstance(error, PermissionError):
-        reason = Reason.ACCESS_DENIED
-    return VideoError(Stage.READING, reason, f"{ref.uri}: {type(error).__name__}: {error}"[:500])
+        rule = f"{needed} bytes do not fit into the {free} free in {folder}"
+        raise read_error(f"{rule}; set decoding.cache_dir to a larger disk")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,6 +16,9 @@ __all__ = ["Packet", "Run", "Timeline", "plan_runs", "timeline_from_frames", "ti
 
 # Frames that must be skippable before a seek pays for flushing and refilling the decoder.
 SEEK_WORTH_FRAMES = 16
+# Timestamps further apart than this are no times; the arithmetic below would overflow.
+_MOST_TICKS = 2**62
+_UNKNOWN = 2**63 - 1
 
 
 class Packet(NamedTuple):
@@ -57,23 +61,39 @@ class Run:
     targets: tuple[int, ...]
 
 
-def timeline_from_packets(packets: Sequence[Packet], seconds_per_tick: float) -> Timeline | None:
-    """The timeline of a stream read without decoding; None where the container lacks unique timestamps."""
-    if not packets or any(packet.pts is None for packet in packets):
+def timeline_from_packets(packets: Iterable[Packet], seconds_per_tick: float) -> Timeline | None:
+    """The timeline of a stream read without decoding; None where the container lacks unique timestamps.
+
+    Takes packets one by one, in the order in which they are stored, and keeps 25 bytes of each.
+    """
+    columns = [array("q"), array("q"), array("q")]
+    flags = bytearray()
+    for packet in packets:
+        if packet.pts is None:
+            return None
+        decoded_at = _UNKNOWN if packet.dts is None else packet.dts
+        for column, value in zip(columns, (packet.pts, decoded_at, packet.duration), strict=True):
+            column.append(value)
+        flags.append(packet.is_key)
+    if not flags:
         return None
-    stamps = np.array(sorted(packet.pts for packet in packets if packet.pts is not None), dtype=np.int64)
+    pts, dts, durations = (np.frombuffer(column, dtype=np.int64) for column in columns)
+    is_key = np.frombuffer(flags, dtype=np.bool_)
+    if int(pts.max()) - int(pts.min()) > _MOST_TICKS:
+        return None
+    stamps = np.sort(pts)
     if (np.diff(stamps) == 0).any():
         return None
     seconds = (stamps - stamps[0]) * seconds_per_tick
-    last = max(packets, key=lambda packet: packet.pts or 0).duration * seconds_per_tick
-    keys = sorted((p.pts or 0, _seek_point(p)) for p in packets if p.is_key)
+    last = float(durations[pts.argmax()]) * seconds_per_tick
+    key_stamps, key_seeks = _key_places(pts[is_key], dts[is_key])
     return Timeline(
         stamps,
         seconds,
         float(seconds[-1]) + (last if last > 0 else _typical_step(seconds)),
-        has_open_gops=_has_open_gops(packets),
-        key_stamps=np.array([pts for pts, _ in keys], dtype=np.int64),
-        key_seeks=np.array([seek for _, seek in keys], dtype=np.int64),
+        has_open_gops=_has_open_gops(pts, is_key),
+        key_stamps=key_stamps,
+        key_seeks=key_seeks,
     )
 
 
@@ -111,20 +131,22 @@ def plan_runs(timeline: Timeline, chosen: NDArray[np.int64]) -> list[Run]:
     return runs
 
 
-def _has_open_gops(packets: Sequence[Packet]) -> bool:
-    latest_key = None
-    for packet in packets:
-        if packet.is_key:
-            latest_key = packet.pts
-        elif latest_key is not None and packet.pts is not None and packet.pts < latest_key:
-            return True
-    return False
+def _has_open_gops(pts: NDArray[np.int64], is_key: NDArray[np.bool_]) -> bool:
+    """Whether a frame stored after a keyframe is shown before it."""
+    places = np.where(is_key, np.arange(len(pts)), -1)
+    latest_key = np.maximum.accumulate(places)
+    return bool((~is_key & (latest_key >= 0) & (pts < pts[latest_key])).any())
 
 
-def _seek_point(packet: Packet) -> int:
-    """Containers index by decode time, which never lies after the pts: aiming there cannot overshoot."""
-    times = [time for time in (packet.pts, packet.dts) if time is not None]
-    return min(times)
+def _key_places(
+    pts: NDArray[np.int64], dts: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Keyframes in the order shown, and where to seek to reach each.
+
+    Containers index by decode time, which never lies after the pts: aiming there cannot overshoot.
+    """
+    order = np.argsort(pts, kind="stable")
+    return pts[order], np.minimum(pts, dts)[order]
 
 
 def _typical_step(seconds: NDArray[np.float64]) -> float:

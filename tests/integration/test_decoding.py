@@ -22,7 +22,7 @@ REQUEST = FrameRequest("uniform", 12, 2.0, 28 * 28, 40 * 28 * 28)
 
 
 def reference(uri: str | Path) -> VideoRef:
-    return VideoRef(video_id_for(str(uri)), str(uri), "1", 1)
+    return VideoRef(video_id_for(str(uri)), str(uri), "1", 0)
 
 
 def decode(pool: DecodePool, uri: str | Path, seconds: float = 60.0) -> Decoded:
@@ -166,7 +166,7 @@ def test_every_refusal_has_its_reason(pool: DecodePool, tmp_path: Path) -> None:
         media.unknown_codec_video(tmp_path / "new.mp4"): (Stage.DECODING, Reason.UNSUPPORTED_CODEC),
         cut: (Stage.DECODING, Reason.CORRUPT),
         tmp_path / "absent.mp4": (Stage.READING, Reason.NOT_FOUND),
-        tmp_path: (Stage.READING, Reason.READ_ERROR),
+        tmp_path: (Stage.READING, Reason.INVALID_INPUT),
     }
     got = {}
     for path in expected:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,16 +35,74 @@ time.sleep(600)
 """
 
 
+SILENT_DISK = """
+import builtins, os, time
+real = builtins.open
+def open(file, *options, **named):
+    if str(file).endswith("hangs.mp4"):
+        time.sleep(600)
+    return real(file, *options, **named)
+builtins.open = open
+"""
+
+# What foreign code does to a process, by the name of the file that it is given.
+BAD_DECODER = """
+import ctypes, os
+class DECORDError(Exception): ...
+class DECORDLimitReachedError(Exception): ...
+class VideoReader:
+    def __init__(self, path, **options):
+        name = os.path.basename(path)
+        if name == "loops.mp4":
+            ctypes.PyDLL(None).sleep(600)  # and keeps Python's lock
+        if name == "segfaults.mp4":
+            ctypes.string_at(8)
+        if name == "exits.mp4":
+            os._exit(0)
+        if name == "eats.mp4":
+            held = []
+            while True:
+                held.append(bytearray(2**24))
+        if name == "takes.mp4":
+            take = ctypes.CDLL(None).malloc
+            take.restype, take.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+            while (address := take(2**24)):
+                ctypes.memset(address, 1, 2**24)
+            ctypes.memset(address or 0, 1, 1)
+        if name == "throws.mp4":
+            raise OSError("nobody catches this")
+        if name == "prints.mp4":
+            while True:
+                os.write(1, b"x" * 65536)
+"""
+BAD = {
+    "loops.mp4": Reason.DECODE_TIMEOUT,
+    "segfaults.mp4": Reason.DECODE_CRASHED,
+    "exits.mp4": Reason.DECODE_CRASHED,
+    "eats.mp4": Reason.OUT_OF_MEMORY,
+    "takes.mp4": Reason.DECODE_CRASHED,
+    "throws.mp4": Reason.DECODE_CRASHED,
+    "prints.mp4": Reason.DECODE_CRASHED,
+}
+
+
 @pytest.fixture
 def video(tmp_path: Path) -> Path:
     return media.write_video(tmp_path / "a.mp4")
 
 
 @pytest.fixture
-def pipe(tmp_path: Path) -> Path:
+def hanging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file whose reader waits for ever, as on a network disk that is gone."""
-    os.mkfifo(tmp_path / "hangs.mp4")
-    return tmp_path / "hangs.mp4"
+    install(monkeypatch, tmp_path, "sitecustomize.py", SILENT_DISK)
+    return media.write_video(tmp_path / "hangs.mp4")
+
+
+def install(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str, text: str) -> None:
+    """Have every child of this process import a module of ours."""
+    (folder / "modules").mkdir(exist_ok=True)
+    (folder / "modules" / name).write_text(text)
+    monkeypatch.setenv("PYTHONPATH", str(folder / "modules"))
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 30.0) -> None:
@@ -72,15 +131,34 @@ def take(pool: DecodePool) -> Decoded:
     return decoded
 
 
-def test_a_hang_ends_at_the_deadline_and_the_next_video_is_read(pipe: Path, video: Path) -> None:
+def test_a_hang_ends_at_the_deadline_and_the_next_video_is_read(hanging: Path, video: Path) -> None:
     with DecodePool(DecodingConfig(timeout_seconds=4.0), REQUEST) as pool:
         began = time.monotonic()
-        hung = decode(pool, pipe)
+        hung = decode(pool, hanging)
         assert reason_of(hung) == Reason.DECODE_TIMEOUT
         assert time.monotonic() - began > 3.9
         assert "decord" in str(hung.error)
         assert "pyav" in str(hung.error)
         frames_of(decode(pool, video))
+
+
+def test_whatever_a_decoder_does_is_one_failure_and_the_next_video_is_read(
+    tmp_path: Path, video: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch, tmp_path, "decord.py", BAD_DECODER)
+    for name in BAD:
+        shutil.copy(video, tmp_path / name)
+    alone = DecodingConfig(decoders=("decord",), memory_bytes=2**28)
+    with (
+        DecodePool(alone, REQUEST) as bad,
+        DecodePool(alone.model_copy(update={"timeout_seconds": 3.0}), REQUEST) as impatient,
+        DecodePool(DecodingConfig(memory_bytes=2**28), REQUEST) as both,
+    ):
+        got = {name: reason_of(decode(bad, tmp_path / name)) for name in BAD if name != "loops.mp4"}
+        got["loops.mp4"] = reason_of(decode(impatient, tmp_path / "loops.mp4"))
+        assert got == BAD
+        for name in ("segfaults.mp4", "eats.mp4"):
+            assert frames_of(decode(both, tmp_path / name)).decoder == "pyav"
 
 
 def test_a_stopped_child_is_killed_at_the_deadline(video: Path) -> None:
@@ -92,11 +170,11 @@ def test_a_stopped_child_is_killed_at_the_deadline(video: Path) -> None:
         assert not is_alive(pid)
 
 
-def test_a_child_killed_in_the_middle_is_replaced(pipe: Path, video: Path) -> None:
+def test_a_child_killed_in_the_middle_is_replaced(hanging: Path, video: Path) -> None:
     with DecodePool(DecodingConfig(decoders=("pyav",)), REQUEST) as pool:
         frames_of(decode(pool, video))
         pid = child_of(pool)
-        pool.submit(reference(pipe))
+        pool.submit(reference(hanging))
         os.kill(pid, signal.SIGKILL)
         crashed = take(pool)
         assert reason_of(crashed) == Reason.DECODE_CRASHED
@@ -125,9 +203,9 @@ def test_memory_is_limited(tmp_path: Path, video: Path) -> None:
         frames_of(decode(pool, video))
 
 
-def test_children_die_with_a_parent_that_is_killed(pipe: Path) -> None:
+def test_children_die_with_a_parent_that_is_killed(hanging: Path) -> None:
     parent = subprocess.Popen(
-        [sys.executable, "-c", HANGING_ORPHAN, str(pipe)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", HANGING_ORPHAN, str(hanging)], stdout=subprocess.PIPE, text=True
     )
     assert parent.stdout is not None
     pid = int(parent.stdout.readline())
@@ -182,17 +260,17 @@ def test_one_video_always_fits(video: Path) -> None:
         frames_of(take(pool))
 
 
-def test_closing_does_not_wait_for_a_hang(pipe: Path) -> None:
+def test_closing_does_not_wait_for_a_hang(hanging: Path) -> None:
     pool = DecodePool(DecodingConfig(), REQUEST)
     pid = child_of(pool)
-    pool.submit(reference(pipe))
+    pool.submit(reference(hanging))
     began = time.monotonic()
     pool.close()
     pool.close()
     assert time.monotonic() - began < 8
     assert not is_alive(pid)
     with pytest.raises(RuntimeError, match="closed"):
-        pool.submit(reference(pipe))
+        pool.submit(reference(hanging))
 
 
 def test_children_start_from_any_folder(video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

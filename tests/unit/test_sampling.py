@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.sampling import FrameRequest, num_wanted, pick_frames
+from pipeline.sampling import FrameRequest, Span, num_wanted, pick_frames
 from pipeline.timeline import Packet, plan_runs, timeline_from_frames, timeline_from_packets
 
 
@@ -59,6 +59,63 @@ def test_a_still_is_taken_once_and_what_moves_is_not_pulled_into_it() -> None:
     chosen = pick_frames(seconds, 63.0, request(num_frames=16))
     assert chosen[0] == 0
     assert len(chosen) <= 4
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.floats(0.001, 30), max_size=200),
+    st.integers(1, 64),
+    st.floats(0, 200),
+    st.floats(0.01, 100),
+)
+def test_a_span_shows_its_own_frames_or_the_one_on_screen(
+    gaps: list[float], wanted: int, start: float, length: float
+) -> None:
+    seconds = np.concatenate([[0.0], np.cumsum(gaps)])
+    duration = float(seconds[-1]) + 0.04
+    chosen = pick_frames(seconds, duration, request(num_frames=wanted), Span(start, start + length))
+    inside = np.flatnonzero((seconds >= start) & (seconds < start + length))
+    assert 1 <= len(chosen) <= wanted
+    assert (np.diff(chosen) > 0).all()
+    if len(inside):
+        assert set(chosen) <= set(inside)
+        assert len(chosen) == len(inside) or wanted < len(inside) or set(chosen) == set(inside)
+    else:
+        assert chosen.tolist() == [max(0, np.searchsorted(seconds, start, side="right") - 1)]
+
+
+@settings(deadline=None)
+@given(st.integers(1, 300), st.integers(1, 40), st.floats(0.5, 60))
+def test_the_span_of_everything_is_the_whole_video(total: int, wanted: int, fps: float) -> None:
+    seconds, duration = constant_rate(total, fps)
+    whole = pick_frames(seconds, duration, request(num_frames=wanted))
+    assert (
+        pick_frames(seconds, duration, request(num_frames=wanted), Span(0.0, duration)).tolist()
+        == whole.tolist()
+    )
+
+
+def test_a_span_is_sampled_by_its_own_length() -> None:
+    seconds, duration = constant_rate(1000)
+    assert pick_frames(seconds, duration, request(num_frames=4), Span(20.0, 28.0)).tolist() == [
+        210,
+        230,
+        250,
+        270,
+    ]
+    at_rate = pick_frames(seconds, duration, request("fps", num_frames=100), Span(95.0, 120.0))
+    assert at_rate.tolist() == [952, 957, 962, 967, 972, 977, 982, 987, 992, 997]
+
+
+@pytest.mark.parametrize("duration", [float("inf"), float("nan"), 1e300, -5.0, 0.0])
+def test_a_claimed_duration_cannot_ask_for_too_much(duration: float) -> None:
+    assert 1 <= num_wanted(duration, request("fps", num_frames=16)) <= 16
+
+
+def test_times_too_far_apart_are_no_times() -> None:
+    """Their difference does not fit into 64 bits; the frames are counted by decoding instead."""
+    far = [Packet(-(2**63) + 1, 0, 1, True), Packet(2**63 - 1, 1, 1, False)]
+    assert timeline_from_packets(far, 0.01) is None
 
 
 @pytest.mark.parametrize(("duration", "expected"), [(0.1, 1), (5.0, 10), (60.0, 16)])

@@ -1,0 +1,237 @@
+"""Bytes of a remote video to a local file: resumed when they break off, given up when they stall.
+
+Every store's client has timeouts of its own, or none. So the reading happens in a thread that can be left
+behind: what waits for it is held up no longer than it has promised.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import fsspec
+
+from pipeline.corpus_walk import local_path_of
+from pipeline.errors import Reason, Stage, VideoError
+from pipeline.records import VideoRef
+
+__all__ = ["Source", "Transfers", "read_error"]
+
+CHUNK_BYTES = 4 * 2**20
+# A copy may take as long as decoding may, or as long as this rate needs, whichever is longer.
+SLOWEST_BYTES_PER_SECOND = 2**20
+MAX_STUCK = 8
+RESUME_SECONDS = (0.2, 0.5, 1.0)
+_POLL_SECONDS = 0.05
+_DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_GONE = frozenset({404, 410})
+_FORBIDDEN = frozenset({401, 403})
+
+
+@dataclass(frozen=True)
+class Source:
+    """Bytes [``offset``, ``offset`` + ``num_bytes``) of a uri; ``num_bytes`` None: all, however many."""
+
+    uri: str
+    offset: int
+    num_bytes: int | None
+    is_whole: bool
+
+    @staticmethod
+    def of(ref: VideoRef) -> Source:
+        """Where a video's bytes are: in its shard, or a file of the size that was listed (0: unknown)."""
+        uri = ref.archive or ref.uri
+        if ref.offset is None:
+            return Source(uri, 0, ref.size_bytes or None, is_whole=True)
+        return Source(uri, ref.offset, ref.num_bytes, is_whole=False)
+
+
+class Transfers:
+    """Copies sources to files; thread-safe. At most ``MAX_STUCK`` threads are left behind at any moment."""
+
+    def __init__(self, timeout_seconds: float) -> None:
+        self._timeout_seconds = timeout_seconds
+        self._stuck: list[threading.Thread] = []
+        self._guard = threading.Lock()
+        self._is_stopped = False
+
+    def stop(self) -> None:
+        """Make what is under way fail soon; from any thread."""
+        self._is_stopped = True
+
+    def copy(self, source: Source, path: Path, limit_bytes: int) -> int:
+        """Copy into ``path``; return the number of bytes. Raises VideoError (stage reading).
+
+        Given up without a chunk for ``timeout_seconds``, or after that time and ``SLOWEST_BYTES_PER_SECOND``.
+        """
+        self._check_stuck()
+        transfer = _Transfer(source, path, limit_bytes)
+        thread = threading.Thread(target=transfer.run, name="copy", daemon=True)
+        thread.start()
+        began = time.monotonic()
+        while not transfer.is_done.wait(_POLL_SECONDS):
+            now = time.monotonic()
+            num_bytes = max(transfer.num_bytes_expected, transfer.num_bytes + CHUNK_BYTES)
+            seconds = max(self._timeout_seconds, num_bytes / SLOWEST_BYTES_PER_SECOND)
+            if self._is_stopped or now > min(began + seconds, transfer.progressed_at + self._timeout_seconds):
+                transfer.abandon()
+                with self._guard:
+                    self._stuck.append(thread)
+                raise read_error(f"{source.uri}: copying stalled or took more than {seconds:.3g} s")
+        if transfer.error is not None:
+            raise _as_video_error(transfer.error, source) from transfer.error
+        return transfer.num_bytes
+
+    def _check_stuck(self) -> None:
+        with self._guard:
+            self._stuck = [thread for thread in self._stuck if thread.is_alive()]
+            if len(self._stuck) >= MAX_STUCK:
+                raise read_error(f"{len(self._stuck)} earlier copies still wait for a store that is silent")
+
+
+class _Transfer:
+    """One copy, in a thread of its own."""
+
+    def __init__(self, source: Source, path: Path, limit_bytes: int) -> None:
+        self._source = source
+        self._path = path
+        self._limit_bytes = limit_bytes
+        self._abandoned = threading.Event()
+        self.is_done = threading.Event()
+        self.error: Exception | None = None
+        self.num_bytes = 0
+        self.num_bytes_expected = source.num_bytes or 0
+        self.progressed_at = time.monotonic()
+
+    def abandon(self) -> None:
+        self._abandoned.set()
+
+    def run(self) -> None:
+        try:
+            with self._path.open("wb") as target:
+                self._run(target)
+        except Exception as error:  # handed to the thread that waits
+            self.error = error
+        finally:
+            self.is_done.set()
+
+    def _run(self, target: IO[bytes]) -> None:
+        local = local_path_of(self._source.uri)
+        if local is None:
+            filesystem, path = fsspec.core.url_to_fs(self._source.uri)
+        else:
+            filesystem, path = fsspec.filesystem("file"), local
+        for seconds in (*RESUME_SECONDS, None):
+            try:
+                self._continue(filesystem, path, target)
+                return
+            except Exception as error:
+                if seconds is None or not _may_pass(error, self._source) or self._abandoned.wait(seconds):
+                    raise
+
+    def _continue(self, filesystem: Any, path: str, target: IO[bytes]) -> None:
+        """From where the last attempt broke off. Only the bytes that are wanted are asked for."""
+        source = self._source
+        with closing(filesystem.open(path, "rb", cache_type="none", block_size=CHUNK_BYTES)) as file:
+            size = getattr(file, "size", None)
+            expected = self._expected(size)
+            self.num_bytes_expected = expected or 0
+            at = source.offset + self.num_bytes
+            if at and not file.seekable():  # a server without ranges
+                if source.offset:
+                    raise read_error(f"{source.uri}: the server does not serve parts of a file")
+                target.truncate(0)
+                target.seek(0)
+                at = self.num_bytes = 0
+            if at:
+                file.seek(at)
+            for chunk in self._chunks(file, expected):
+                target.write(chunk)
+            if expected == self.num_bytes and size is None and file.read(1):
+                _refuse_changed(source, self.num_bytes + 1)
+        if expected is not None and self.num_bytes != expected:
+            raise EOFError(f"ends after {self.num_bytes} of {expected} bytes")
+
+    def _expected(self, size: int | None) -> int | None:
+        """Bytes that there should be; None where neither the listing nor the store says."""
+        source = self._source
+        if source.is_whole:
+            if size is not None and source.num_bytes is not None and size != source.num_bytes:
+                _refuse_changed(source, size)
+            return size if source.num_bytes is None else source.num_bytes
+        assert source.num_bytes is not None, "a member of a shard has a length"
+        if size is not None and source.offset + source.num_bytes > size:
+            _refuse_changed(source, size)
+        return source.num_bytes
+
+    def _chunks(self, file: Any, expected: int | None) -> Iterator[bytes]:
+        while not self._abandoned.is_set():
+            wanted = CHUNK_BYTES if expected is None else min(CHUNK_BYTES, expected - self.num_bytes)
+            chunk = file.read(wanted) if wanted else b""
+            if not chunk or self._abandoned.is_set():
+                return
+            self.num_bytes += len(chunk)
+            self.progressed_at = time.monotonic()
+            if self.num_bytes > self._limit_bytes:
+                rule = f"{self._source.uri} is larger than decoding.cache_bytes={self._limit_bytes}"
+                raise VideoError(Stage.READING, Reason.TOO_LARGE, f"{rule}; raise that to read it")
+            yield chunk
+
+
+def read_error(message: str) -> VideoError:
+    return VideoError(Stage.READING, Reason.READ_ERROR, message[:500])
+
+
+def _refuse_changed(source: Source, size: int) -> None:
+    raise read_error(
+        f"{source.uri} changed while being read: {size} bytes or more now, "
+        f"{source.offset + (source.num_bytes or 0)} when it was listed"
+    )
+
+
+def _may_pass(error: Exception, source: Source) -> bool:
+    """Whether the same request may succeed a moment later."""
+    if isinstance(error, VideoError | ValueError | TypeError | ImportError | NotImplementedError):
+        return False
+    known = _as_video_error(error, source)
+    return known.reason is Reason.READ_ERROR and getattr(error, "errno", None) not in _DISK_FULL
+
+
+def _as_video_error(error: Exception, source: Source) -> VideoError:
+    if isinstance(error, VideoError):
+        return error
+    text = f"{source.uri}: {type(error).__name__}: {error}"[:500]
+    if isinstance(error, OSError) and error.errno in _DISK_FULL:
+        text = (
+            f"no room for a copy of {source.uri} ({error.strerror}); set decoding.cache_dir to a larger disk"
+        )
+    return VideoError(Stage.READING, _reason_of(error), text)
+
+
+def _reason_of(error: Exception) -> Reason:
+    """By the status that the store answered; clients wrap it, and some call every failure "not found"."""
+    chain: list[BaseException] = [error]
+    while (cause := chain[-1].__cause__) is not None and len(chain) < 10:
+        chain.append(cause)
+    status = next((status for status in map(_status_of, chain) if status is not None), None)
+    if status in _GONE or (status is None and isinstance(chain[-1], FileNotFoundError)):
+        return Reason.NOT_FOUND
+    if status in _FORBIDDEN or (status is None and isinstance(chain[-1], PermissionError)):
+        return Reason.ACCESS_DENIED
+    return Reason.READ_ERROR
+
+
+def _status_of(error: BaseException) -> int | None:
+    """The HTTP status of aiohttp's and botocore's errors, and of others of that shape."""
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):
+        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    else:
+        status = getattr(error, "status", None) or getattr(response, "status_code", None)
+    return status if isinstance(status, int) else None
