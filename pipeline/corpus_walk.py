@@ -1,25 +1,33 @@
-"""Files below a place, local or on any fsspec store, with the version of each file's content."""
+"""Local files below a place, with the version of each one's content; corpus_remote.py has all others."""
 
 from __future__ import annotations
 
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator, Mapping
-from datetime import datetime
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, Protocol
 from urllib.parse import quote, unquote_to_bytes
 
-import fsspec
 from fsspec.utils import glob_translate
 
 from pipeline.errors import UserError
+from pipeline.identity import NO_VERSION, IdSet
 
-__all__ = ["Entry", "Listing", "canonical_uri", "local_path_of", "open_listing"]
+__all__ = [
+    "Entry",
+    "Listing",
+    "canonical_uri",
+    "glob_pattern",
+    "has_wildcard",
+    "local_entry",
+    "local_path_of",
+    "open_listing",
+    "split_glob",
+    "text_of_path",
+]
 
 _GLOB = re.compile(r"[*?\[]")
-_TIMES = ("mtime", "LastModified", "last_modified", "updated", "modified", "created")
-_ETAGS = ("ETag", "etag", "md5Hash", "content_md5", "checksum")
 
 
 class Entry(NamedTuple):
@@ -32,14 +40,17 @@ class Entry(NamedTuple):
 
 
 class Listing(Protocol):
-    """A place that can be listed. ``names_suffix``: the user said which files, so no other filter is due."""
+    """A place that can be listed. ``names_suffix``: the user said which files, so no other filter is due.
+
+    ``num_other`` counts pipes, sockets and devices passed over so far.
+    """
 
     root: str
     names_suffix: bool
     num_other: int
 
-    def entries(self) -> Iterator[Entry]:
-        """Every file below the root."""
+    def entries(self, admits: Callable[[str], bool]) -> Iterator[Entry]:
+        """Every file below the root whose relative path ``admits`` takes; no other is looked at closely."""
         ...
 
 
@@ -61,38 +72,86 @@ def canonical_uri(uri: str) -> str:
     if path is None:
         return uri
     folder, name = os.path.split(os.path.expanduser(path))
-    full = os.path.join(os.path.realpath(folder or "."), name)
+    return text_of_path(os.path.join(os.path.realpath(folder or "."), name))
+
+
+def text_of_path(path: str) -> str:
+    """An absolute path as a uri that is text."""
     try:
-        full.encode()
+        path.encode()
     except UnicodeEncodeError:
-        return "file://" + quote(os.fsencode(full))
-    return full
+        return "file://" + quote(os.fsencode(path))
+    return path
 
 
-def open_listing(uri: str, is_pruned: Callable[[str], bool]) -> Listing:
+def has_wildcard(path: str) -> bool:
+    """Whether a path has one of ``* ? [``."""
+    return _GLOB.search(path) is not None
+
+
+def split_glob(path: str) -> tuple[str, str]:
+    """The folder above the first part with a wildcard, and the rest."""
+    parts = path.split("/")
+    at = next(number for number, part in enumerate(parts) if has_wildcard(part))
+    return "/".join(parts[:at]) or "/", "/".join(parts[at:])
+
+
+def glob_pattern(path: str) -> tuple[re.Pattern[str], int | None]:
+    """What a whole path must match, and how many folders below ``split_glob``'s can match; None: any number.
+
+    Raises UserError for a pattern that is none.
+    """
+    _, rest = split_glob(path)
+    try:
+        return re.compile(glob_translate(path)), None if "**" in rest else rest.count("/")
+    except ValueError as error:
+        raise UserError(f"corpus.uri: {path!r} is no pattern: {error}") from None
+
+
+def open_listing(uri: str, is_pruned: Callable[[str], bool], skip: Sequence[str] = ()) -> Listing:
     """What to list for a folder, prefix, glob or single file. Raises UserError where there is none.
 
-    ``is_pruned`` says of a relative folder whether to leave it out unentered.
+    ``is_pruned`` says of a relative folder whether to leave it out unentered; folders at the uris ``skip``
+    are left out too, unless one of them is where listing starts, or is above that.
     """
     path = local_path_of(uri)
     if path is None:
-        return _RemoteListing(uri)
+        from pipeline.corpus_remote import open_remote
+
+        return open_remote(uri, is_pruned, skip)
     path = os.path.expanduser(path)
     if uri.startswith("file://") and not os.path.lexists(path):
         path = uri.removeprefix("file://")  # written without percent-encoding
-    return _LocalListing(path, is_pruned)
+    return _LocalListing(path, is_pruned, skip)
+
+
+def local_entry(path: str, uri: str, relative: str) -> Entry:
+    """The entry of a file whose canonical uri is known; one that cannot be looked at has no version."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):  # a dangling link is an input too: it ends as a failure
+        return Entry(uri, relative, NO_VERSION, 0)
+    size = status.st_size if stat.S_ISREG(status.st_mode) else 0
+    return Entry(uri, relative, f"{size}-{status.st_mtime_ns}", size)
+
+
+class _Folder(NamedTuple):
+    path: str  # by way of the links that led there
+    relative: str  # "" or with a slash at its end
+    real: str  # without links
 
 
 class _LocalListing:
-    def __init__(self, path: str, is_pruned: Callable[[str], bool]) -> None:
+    def __init__(self, path: str, is_pruned: Callable[[str], bool], skip: Sequence[str]) -> None:
         self.num_other = 0
         self._is_pruned = is_pruned
         self._glob: re.Pattern[str] | None = None
+        self._max_depth: int | None = None
         self._file: str | None = None
         folder = path
-        if not os.path.lexists(path) and _GLOB.search(path):
-            folder, last = _split_glob(os.path.abspath(path))
-            self._glob = re.compile(glob_translate(os.path.join(os.path.realpath(folder), last)))
+        if not os.path.lexists(path) and has_wildcard(path):
+            folder, last = split_glob(os.path.abspath(path))
+            self._glob, self._max_depth = glob_pattern(os.path.join(os.path.realpath(folder), last))
         elif os.path.lexists(path) and not os.path.isdir(path):
             folder, self._file = os.path.split(path)
         self.root = os.path.realpath(folder or ".")
@@ -101,120 +160,95 @@ class _LocalListing:
         )
         if not os.path.isdir(self.root):
             raise UserError(f"corpus.uri={path!r}: there is no file or folder {self.root!r}")
+        local = (local_path_of(uri) for uri in skip)
+        self._skip = {os.path.realpath(os.path.expanduser(each)) for each in local if each is not None}
 
-    def entries(self) -> Iterator[Entry]:
+    def entries(self, admits: Callable[[str], bool]) -> Iterator[Entry]:
         if self._file is not None:
-            yield self._entry(os.path.join(self.root, self._file), self._file)
+            path = os.path.join(self.root, self._file)
+            if admits(self._file):
+                yield local_entry(path, text_of_path(path), self._file)
             return
-        yield from self._walk(self.root, "", set())
+        seen: dict[int, IdSet] = {}
+        stack = [self._visit(_Folder(self.root, "", self.root), admits, seen)]
+        while stack:  # not by recursion: folders may be nested deeper than Python's stack
+            for item in stack[-1]:
+                if isinstance(item, _Folder):
+                    stack.append(self._visit(item, admits, seen))
+                    break
+                yield item
+            else:
+                stack.pop()
 
-    def _walk(self, folder: str, relative: str, seen: set[tuple[int, int]]) -> Iterator[Entry]:
-        """Links to folders are followed, each folder is visited once: loops end."""
-        status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:
+    def _visit(
+        self, folder: _Folder, admits: Callable[[str], bool], seen: dict[int, IdSet]
+    ) -> Iterator[Entry | _Folder]:
+        """Files of one folder and folders to enter, by name. Links are followed, but no folder twice."""
+        path, relative, real = folder
+        if self._is_left_out(folder, seen):
             return
-        seen.add((status.st_dev, status.st_ino))
-        for item in _scan(folder):
-            name = f"{relative}{item.name}"
-            if item.is_dir():
-                if not self._is_pruned(name):
-                    yield from self._walk(item.path, f"{name}/", seen)
-            elif not (item.is_file() or item.is_symlink()):
+        names, special = _scan(real, is_root=not relative)
+        uri_of = _uris_in(real)
+        for name in names:
+            full = f"{path.rstrip('/')}/{name}"
+            kind = _kind(f"{real.rstrip('/')}/{name}") if name in special else stat.S_IFREG
+            if kind == stat.S_IFDIR:
+                yield _Folder(full, f"{relative}{name}/", _real_path(real, name))
+            elif kind != stat.S_IFREG:
                 self.num_other += 1
-            elif self._glob is None or self._glob.match(item.path):
-                yield self._entry(item.path, name)
+            elif (self._glob is None or self._glob.match(full)) and admits(relative + name):
+                yield local_entry(full, uri_of(name), relative + name)
 
-    @staticmethod
-    def _entry(path: str, relative: str) -> Entry:
+    def _is_left_out(self, folder: _Folder, seen: dict[int, IdSet]) -> bool:
+        _, relative, real = folder
+        if relative:
+            is_too_deep = self._max_depth is not None and relative.count("/") > self._max_depth
+            if is_too_deep or real in self._skip or self._is_pruned(relative[:-1]):
+                return True
         try:
-            status = os.stat(path)
-        except OSError:  # a dangling link is an input too: it ends as a failure
-            return Entry(canonical_uri(path), relative, "0-0", 0)
-        size = status.st_size if stat.S_ISREG(status.st_mode) else 0
-        return Entry(canonical_uri(path), relative, f"{size}-{status.st_mtime_ns}", size)
+            status = os.stat(real)
+        except OSError:
+            return False  # listing it says why
+        return not seen.setdefault(status.st_dev, IdSet()).add(status.st_ino)
 
 
-def _scan(folder: str) -> list[os.DirEntry[str]]:
+def _uris_in(real_folder: str) -> Callable[[str], str]:
+    base = real_folder.rstrip("/") + "/"
+    return lambda name: text_of_path(base + name)
+
+
+def _real_path(real_folder: str, name: str) -> str:
+    path = f"{real_folder.rstrip('/')}/{name}"
+    return os.path.realpath(path) if os.path.islink(path) else path
+
+
+def _kind(path: str) -> int:
+    """The kind of what a name leads to; a link that leads nowhere counts as a file."""
+    try:
+        return stat.S_IFMT(os.stat(path).st_mode)
+    except OSError:
+        return stat.S_IFREG
+
+
+def _scan(folder: str, is_root: bool) -> tuple[list[str], set[str]]:
+    """The names in a folder, sorted, and which are no plain files. A million names take some 80 MB."""
+    names: list[str] = []
+    special: set[str] = set()
     try:
         with os.scandir(folder) as items:
-            return sorted(items, key=lambda item: item.name)
+            for item in items:
+                names.append(item.name)
+                if not item.is_file(follow_symlinks=False):
+                    special.add(item.name)
+    except FileNotFoundError:
+        if is_root:
+            raise UserError(f"corpus.uri: {folder!r} is gone") from None
+        return [], set()  # removed while its parent was being listed
     except OSError as error:
         name = os.path.basename(folder)
         raise UserError(
             f"cannot list {folder!r}: {error.strerror}; make it readable or leave it out with "
             f"corpus.exclude=[{name!r}]"
         ) from None
-
-
-class _RemoteListing:
-    def __init__(self, uri: str) -> None:
-        self.root, self.num_other = uri, 0
-        self._uri = uri
-        self._glob: re.Pattern[str] | None = None
-        try:
-            self._store, self._path = fsspec.core.url_to_fs(uri)
-        except (ImportError, ValueError) as error:
-            raise UserError(f"corpus.uri={uri!r} cannot be opened: {error}") from None
-        if _GLOB.search(self._path) and not self._ask(self._store.exists, self._path):
-            self._glob = re.compile(glob_translate(self._path))
-            self._path, _ = _split_glob(self._path)
-        self._is_file = self._glob is None and bool(self._ask(self._store.isfile, self._path))
-        self.names_suffix = self._is_file or (self._glob is not None and _names_suffix(uri))
-
-    def entries(self) -> Iterator[Entry]:
-        if self._is_file:
-            yield self._entry(
-                self._path, self._ask(self._store.info, self._path), self._path.rsplit("/", 1)[-1]
-            )
-            return
-        is_folder = self._glob is not None or self._ask(self._store.isdir, self._path)
-        # Else it is a prefix that ends within a name, as object stores know it.
-        folder = self._path if is_folder else self._path.rstrip("/").rsplit("/", 1)[0]
-        yield from self._walk(folder, self._path)
-
-    def _walk(self, folder: str, prefix: str) -> Iterator[Entry]:
-        """Folder by folder, so that a large store is never held in memory whole."""
-        start = folder.rstrip("/")
-        folders = iter(self._store.walk(folder, detail=True, on_error="raise"))
-        while (step := self._ask(next, folders, None)) is not None:
-            for info in sorted(step[2].values(), key=lambda info: str(info["name"])):
-                path = str(info["name"])
-                if path.startswith(prefix) and (self._glob is None or self._glob.match(path)):
-                    yield self._entry(path, info, path.removeprefix(start).lstrip("/"))
-
-    def _entry(self, path: str, info: Mapping[str, Any], relative: str) -> Entry:
-        size = int(info.get("size") or 0)
-        return Entry(str(self._store.unstrip_protocol(path)), relative, _version(info, size), size)
-
-    def _ask(self, method: Callable[..., Any], *arguments: Any) -> Any:
-        try:
-            return method(*arguments)
-        except FileNotFoundError:
-            raise UserError(f"corpus.uri={self._uri!r}: there is nothing there") from None
-        except Exception as error:  # every store has errors of its own
-            raise UserError(
-                f"corpus.uri={self._uri!r} cannot be listed: {type(error).__name__}: {error}"
-            ) from error
-
-
-def _version(info: Mapping[str, Any], size: int) -> str:
-    for name in _ETAGS:
-        if info.get(name):
-            return str(info[name]).strip('"')
-    moment = next((info[name] for name in _TIMES if info.get(name)), 0)
-    if isinstance(moment, datetime):
-        moment = moment.timestamp()
-    if isinstance(moment, int | float):
-        moment = int(moment * 1_000_000)
-    return f"{size}-{moment}"
-
-
-def _names_suffix(pattern: str) -> bool:
-    return "." in pattern.rsplit("/", 1)[-1]
-
-
-def _split_glob(path: str) -> tuple[str, str]:
-    """The folder above the first part with a wildcard, and the rest."""
-    parts = path.split("/")
-    at = next(number for number, part in enumerate(parts) if _GLOB.search(part))
-    return "/".join(parts[:at]) or "/", "/".join(parts[at:])
+    names.sort()
+    return names, special

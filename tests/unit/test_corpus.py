@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import os
+import random
+import subprocess
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
 import fsspec
 import pytest
 
+from pipeline import corpus, identity
 from pipeline.config import CorpusConfig
-from pipeline.corpus import list_videos, video_id_for
-from pipeline.corpus_walk import local_path_of
-from pipeline.errors import UserError
+from pipeline.corpus import corpus_format, list_videos, video_id_for
+from pipeline.corpus_walk import local_path_of, open_listing
+from pipeline.errors import Reason, UserError
+from pipeline.identity import IdSet, id_hash
+from pipeline.map_ahead import map_ahead
 
 
 def names(uri: str | Path, **options: object) -> list[str]:
@@ -186,3 +196,216 @@ def test_remote_mistakes_are_the_users(store: str) -> None:
     with pytest.raises(UserError, match="cannot be opened"):
         names("nosuchscheme://bucket/x")
     assert names(f"{store}/", exclude=["vid"]) == ["d.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("uri", "expected"),
+    [
+        ("videos", "files"),
+        ("s3://b/*.MP4", "files"),
+        ("s3://b/list.parquet", "manifest"),
+        ("gs://b/parts.parquet/", "manifest"),
+        ("list.CSV", "manifest"),
+        ("https://h/list.jsonl.gz?key=1", "manifest"),
+        ("lists/*.ndjson", "manifest"),
+        ("s3://b/{0..9}-*.tar", "tar"),
+        ("x.tar.gz", "tar"),
+        ("x.gz", "files"),
+    ],
+)
+def test_the_format_goes_by_the_suffix(uri: str, expected: str) -> None:
+    assert corpus_format(CorpusConfig(uri=uri)) == expected
+    assert corpus_format(CorpusConfig(uri=uri, format="files")) == "files"
+
+
+def test_columns_of_plain_files_are_a_mistake(folder: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"corpus\.columns=\['title'\] are a manifest's.*corpus\.format=manifest"
+    ):
+        names(folder, columns=["title"])
+
+
+def test_slices_are_disjoint_and_make_up_the_whole(tmp_path: Path) -> None:
+    for number in range(60):
+        (tmp_path / f"{number}.mp4").write_bytes(b"x")
+    parts = [names(tmp_path, slice=f"{part}/4") for part in range(4)]
+    assert sorted(name for part in parts for name in part) == sorted(names(tmp_path))
+    assert all(5 < len(part) < 30 for part in parts)
+    (tmp_path / "later.mp4").write_bytes(b"x")
+    again = [names(tmp_path, slice=f"{part}/4") for part in range(4)]
+    assert [[name for name in part if name != "later.mp4"] for part in again] == parts
+    assert names(tmp_path, slice="1/4", limit=3) == again[1][:3]
+
+
+def test_a_slice_may_be_empty_but_a_corpus_may_not(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    listed = [names(tmp_path, slice=f"{part}/50") for part in range(50)]
+    assert sorted(map(len, listed)) == [0] * 49 + [1]
+    with pytest.raises(UserError, match="match none of"):
+        names(tmp_path, slice="0/50", include="*.avi")
+
+
+def test_sizes_that_are_too_small_are_passed_over_and_too_large_fail(tmp_path: Path) -> None:
+    for size in (0, 5, 50):
+        (tmp_path / f"{size}.mp4").write_bytes(bytes(size))
+    (tmp_path / "gone.mp4").symlink_to("nowhere")
+    middle, large, gone = list_videos(CorpusConfig(uri=str(tmp_path), min_video_bytes=5, max_video_bytes=49))
+    assert (middle.size_bytes, middle.problem, gone.problem) == (5, None, None)
+    assert large.problem is not None
+    assert large.problem.reason is Reason.TOO_LARGE
+    for said in ("50 bytes", "corpus.max_video_bytes=49", "flashvid heal CONFIG --reason too_large"):
+        assert said in large.problem.message
+    (tmp_path / "gone.mp4").unlink()
+    with pytest.raises(UserError, match=r"3 have fewer bytes than corpus\.min_video_bytes=51"):
+        names(tmp_path, min_video_bytes=51)
+
+
+def test_the_runs_own_output_is_not_listed(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(folder)
+    for skip in (folder / "deep", f"file://{folder}/deep", tmp_path / "link" / "deep", f"{folder}/deep/"):
+        listed = list(list_videos(CorpusConfig(uri=str(folder)), skip=(str(skip), "s3://b/x")))
+        assert len(listed) == 4, skip
+    assert len(list(list_videos(CorpusConfig(uri=str(folder)), skip=(str(folder), str(tmp_path))))) == 5
+
+
+def test_a_folder_that_goes_away_while_listing_is_no_error(folder: Path) -> None:
+    listed = list_videos(CorpusConfig(uri=str(folder)))
+    first = next(listed)
+    (folder / "deep" / "er" / "c.mkv").unlink()
+    (folder / "deep" / "er").rmdir()
+    (folder / "deep").rmdir()
+    assert [Path(ref.uri).name for ref in (first, *listed)] == ["a.MP4", "b.mp4", "empty.mp4", "d.mp4"]
+
+
+def test_folders_nested_deeper_than_pythons_stack(tmp_path: Path) -> None:
+    here = os.getcwd()
+    os.chdir(tmp_path)
+    try:
+        for _ in range(1200):
+            os.mkdir("d")
+            os.chdir("d")
+        Path("a.mp4").write_bytes(b"x")
+        assert names(tmp_path) == ["a.mp4"]
+    finally:
+        os.chdir(here)
+        subprocess.run(["rm", "-rf", tmp_path / "d"], check=True)  # pytest's own way would recurse
+
+
+def test_a_plain_glob_does_not_go_into_folders(folder: Path) -> None:
+    entered = []
+
+    def is_pruned(relative: str) -> bool:
+        entered.append(relative)
+        return False
+
+    for pattern, expected in (("*.mp4", []), ("**/*.mp4", ["deep", "deep/er", "trash"])):
+        entered.clear()
+        list(open_listing(str(folder / pattern), is_pruned).entries(lambda name: True))
+        assert entered == expected
+
+
+def test_the_same_id_twice_names_both(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus, "derived_id", lambda address: "one")
+    with pytest.raises(UserError, match=r"a\.MP4' and '.*/b\.mp4' have the same id 'one'"):
+        names(folder)
+
+
+def test_ids_that_only_share_a_hash_are_both_listed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus, "id_hash", lambda video_id: 5)
+    assert len(names(folder)) == 5
+
+
+def test_an_id_set_tells_every_number_apart() -> None:
+    rng = random.Random(0)
+    numbers = [rng.getrandbits(64) for _ in range(5000)]
+    dense = [0, *range(2**63, 2**63 + 5000), 2**64 - 1]
+    ids, known = IdSet(), set[int]()
+    for number in (*numbers, *dense, *numbers[:50], *dense[:50]):
+        assert ids.add(number) == (number not in known)
+        known.add(number)
+    assert len(ids) == len(known)
+
+
+def test_the_hash_of_an_id_is_the_same_for_ever() -> None:
+    assert id_hash("a-0123456789abcdef") == 4128078952455439232
+    assert video_id_for("s3://b/a.mp4") == "a-ccb6ee9883834347"
+    assert identity.derived_id("s3://b/a.mp4", 0.0, 2.5) == "a-ba9edd94faf4c152"
+
+
+def test_map_ahead_keeps_the_order_and_does_not_run_far_ahead() -> None:
+    begun: list[int] = []
+
+    def items() -> Iterator[int]:
+        for number in range(100):
+            begun.append(number)
+            yield number
+
+    results = map_ahead(lambda number: number * 2, items(), 4)
+    assert next(results) == 0
+    assert begun == [0]
+    assert list(results) == [2 * number for number in range(1, 100)]
+    begun.clear()
+    results = map_ahead(lambda number: number * 2, items(), 4)
+    assert [next(results) for _ in range(20)] == list(range(0, 40, 2))
+    assert len(begun) <= 28
+    with pytest.raises(ZeroDivisionError):
+        list(map_ahead(lambda number: 1 // number, items(), 4))
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def web(folder: Path) -> Iterator[str]:
+    handler = partial(_Quiet, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = Thread(target=partial(server.serve_forever, poll_interval=0.02), daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_a_web_server_gives_single_files_and_manifests_but_no_lists(web: str, folder: Path) -> None:
+    (ref,) = list_videos(CorpusConfig(uri=f"{web}/b.mp4?key=a/b"))
+    assert (ref.uri, ref.size_bytes) == (f"{web}/b.mp4?key=a/b", 5)
+    assert ref.video_id.startswith("b-")
+    assert ref.version != "5-0"
+    for place in ("/", "/*.mp4", "/deep"):
+        with pytest.raises(UserError, match=r"a web server has no list of its files.*give a manifest"):
+            names(f"{web}{place}")
+    with pytest.raises(UserError, match="there is nothing there"):
+        names(f"{web}/absent.mp4")
+    (folder / "list.csv").write_text("uri\nb.mp4\ndeep/er/../er/c.mkv\nabsent.mp4\n")
+    found = list(list_videos(CorpusConfig(uri=f"{web}/list.csv?key=1")))
+    assert [ref.uri for ref in found] == [f"{web}/b.mp4", f"{web}/deep/er/c.mkv", f"{web}/absent.mp4"]
+    assert [ref.size_bytes for ref in found] == [5, 13, 0]
+    assert found[2].version == "0-0"
+
+
+def test_a_store_that_is_walked_enters_only_what_is_asked_for(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = fsspec.filesystem("memory")
+    listed: list[str] = []
+    ls = type(memory).ls
+
+    def spying(self: Any, path: str, **named: Any) -> Any:
+        listed.append(path)
+        return ls(self, path, **named)
+
+    monkeypatch.setattr(type(memory), "ls", spying)
+    for below, expected in (
+        ("/vid/*.mp4", ["/bucket/vid"]),
+        ("/oth", ["/bucket", "/bucket/other"]),
+        ("/vid/**/*.webm", ["/bucket/vid", "/bucket/vid/sub"]),
+    ):
+        listed.clear()
+        assert names(store + below)
+        assert listed == expected
+    listed.clear()
+    assert names(store, exclude=["vid"]) == ["d.mp4"]
+    assert list(list_videos(CorpusConfig(uri=store), skip=("memory://bucket/vid",)))
+    assert "/bucket/vid" not in listed
