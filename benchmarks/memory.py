@@ -15,7 +15,7 @@ import torch
 from benchmarks.clips import Kind, make_features, make_saliency
 from flashvid import FlashVidConfig, compress
 
-__all__ = ["resident_growth_bytes"]
+__all__ = ["forget_peak", "resident_growth_bytes", "status_bytes"]
 
 _ROOT = Path(__file__).resolve().parent.parent
 
@@ -47,25 +47,26 @@ def _measure(clip: dict[str, Any], retention: float, threads: int) -> int:
     warm = min(len(features), 2)
     compress(features[:warm], saliency[:warm], config)  # loads the libraries
     ctypes.CDLL(None).malloc_trim(0)
-    _forget_peak()
-    before = _status_bytes("VmRSS")
+    forget_peak()
+    before = status_bytes("VmRSS")
     compress(features, saliency, config)
-    return max(_status_bytes("VmHWM"), _status_bytes("VmRSS")) - before
+    return max(status_bytes("VmHWM"), status_bytes("VmRSS")) - before
 
 
-def _forget_peak() -> None:
+def forget_peak() -> None:
     """Sets the kernel's high-water mark to the present size; the mark must not predate the call."""
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     except OSError:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        if peak > _status_bytes("VmRSS") * 1.02:
+        if peak > status_bytes("VmRSS") * 1.02:
             raise RuntimeError(
                 "the high-water mark cannot be reset here, and it is above the present size"
             ) from None
 
 
-def _status_bytes(field: str) -> int:
+def status_bytes(field: str) -> int:
+    """A size in this process's status, e.g. VmRSS or VmHWM. Linux only."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     (line,) = (line for line in lines if line.startswith(field + ":"))
     return int(line.split()[1]) * 1024

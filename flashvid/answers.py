@@ -1,4 +1,4 @@
-"""What goes into the engine and what comes out of it."""
+"""What goes into the engine and what comes out of it. Does not import torch until frames become tensors."""
 
 from __future__ import annotations
 
@@ -7,14 +7,23 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-from flashvid.positions import Grid
+    from flashvid.positions import Grid
 
-__all__ = ["Generation", "VideoAnswers", "VideoInput", "check_prompts", "token_limits"]
+__all__ = [
+    "PROMPTS_PER_BATCH",
+    "Generation",
+    "VideoAnswers",
+    "VideoInput",
+    "check_prompts",
+    "token_limits",
+]
+
+PROMPTS_PER_BATCH = 16  # decoded together, where nobody says otherwise
 
 
 @dataclass(frozen=True)
@@ -35,6 +44,8 @@ class VideoInput:
 
     def as_tensor(self) -> Tensor:
         """The frames without a copy; in shared memory they are often read-only, and they are only read."""
+        import torch
+
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The given NumPy array is not writ")
             return torch.as_tensor(self.frames)

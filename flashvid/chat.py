@@ -51,16 +51,31 @@ class VideoChat:
             style=self._positions,
         )
 
-    def _template_ids(self, text: str) -> list[int]:
-        """Token ids of the chat with one placeholder for the video."""
-        message = {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": text}]}
+    def text_prompt(self, text: str) -> ShortPrompt:
+        """The prompt of a chat without a video. Raises ValueError for a text that holds placeholders."""
+        return shorten_prompt(
+            torch.tensor(self._template_ids(text, num_videos=0)),
+            [],
+            [],
+            tokens_per_second=self._adapter.tokens_per_second,
+            style=self._positions,
+        )
+
+    def count_tokens(self, text: str) -> int:
+        """How many tokens a text is, without the chat around it."""
+        return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _template_ids(self, text: str, num_videos: int = 1) -> list[int]:
+        """Token ids of the chat with one placeholder for each video."""
+        content = [*[{"type": "video"}] * num_videos, {"type": "text", "text": text}]
+        message = {"role": "user", "content": content}
         chat = self._tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
         ids: list[int] = list(self._tokenizer(chat, add_special_tokens=False)["input_ids"])
         found, images = ids.count(self._adapter.video_token_id), ids.count(self._adapter.image_token_id)
-        if found != 1 or images:
+        if found != num_videos or images:
             raise ValueError(
                 f"the chat of prompt {text!r} has {found} video placeholders and {images} of images, need "
-                "exactly 1 and 0; prompts must not hold special tokens, and the chat template must know "
-                "videos"
+                f"exactly {num_videos} and 0; prompts must not hold special tokens, and the chat template "
+                "must know videos"
             )
         return ids

@@ -8,7 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flashvid.answers import Generation, VideoAnswers, VideoInput, check_prompts, token_limits
+from flashvid.answers import (
+    PROMPTS_PER_BATCH,
+    Generation,
+    VideoAnswers,
+    VideoInput,
+    check_prompts,
+    token_limits,
+)
 from flashvid.arguments import GREEDY
 from flashvid.budget import (
     PruningSchedule,
@@ -23,14 +30,14 @@ from flashvid.config import FlashVidConfig
 from flashvid.frames import VisionSettings, iterate_patches
 from flashvid.models import EncodedVideo, adapter_for, load_model, needs_saliency
 from flashvid.positions import Grid, PositionStyle
-from flashvid.prompt import PromptBatch, ShortPrompt, pad_prompts
+from flashvid.prompt import PromptBatch, ShortPrompt, pad_prompts, shared_prefix
 from flashvid.pruning import prune_inside
 from flashvid.reports import budget_tokens
 from flashvid.timing import Clock, FirstToken
 
 __all__ = ["Engine", "Generation", "VideoAnswers", "VideoInput"]
 
-_PROMPTS_PER_BATCH = 16
+_Batch = tuple[list[ShortPrompt], int]  # prompts that are decoded together, and their largest limit
 
 
 class Engine:
@@ -49,11 +56,10 @@ class Engine:
         vision: VisionSettings,
         positions: PositionStyle = "trained",
         max_units_per_chunk: int | None = None,
-        max_prompts_per_batch: int = _PROMPTS_PER_BATCH,
+        max_prompts_per_batch: int = PROMPTS_PER_BATCH,
     ) -> None:
         """``max_units_per_chunk`` bounds the tower's memory, ``max_prompts_per_batch`` the decoder's."""
-        if max_prompts_per_batch < 1:
-            raise ValueError(f"{max_prompts_per_batch = } must be at least 1")
+        self._batch = _checked(max_prompts_per_batch)
         self._adapter = adapter_for(model)
         for name in ("patch_size", "temporal_patch_size", "merge_size"):
             if getattr(vision, name) != getattr(self._adapter, name):
@@ -66,7 +72,6 @@ class Engine:
         self._vision = vision
         self._chat = VideoChat(self._adapter, tokenizer, vision, positions)
         self._units_per_chunk = max_units_per_chunk
-        self._batch = max_prompts_per_batch
         self._schedule = inside_schedule(config, self._adapter.num_layers)
 
     @classmethod
@@ -107,17 +112,20 @@ class Engine:
         *,
         max_new_tokens: int | Sequence[int],
         baseline_tokens: int | None = None,
+        prompts_per_batch: int | None = None,
     ) -> VideoAnswers:
         """Greedy answers to every prompt about one video, in their order; deterministic.
 
         ``max_new_tokens``: one limit for all prompts or one for each. Of the model's generation config the
         end tokens, penalties and bans hold, not what would sample, search, stop early or prolong.
         ``baseline_tokens``: visual tokens that the language model may see at most, per layer on average with
-        pruning inside the model, on entry without. Raises ValueError for no prompts, frames of a wrong shape
-        or a budget that cannot be held. Sections 3.2-3.5.
+        pruning inside the model, on entry without. ``prompts_per_batch``: fewer prompts at once than the
+        engine's own limit, to need less memory; the answers are the same. Raises ValueError for no prompts,
+        frames of a wrong shape, a batch size below 1 or a budget that cannot be held. Sections 3.2-3.5.
         """
         check_prompts(prompts)
         limits = token_limits(max_new_tokens, len(prompts))
+        size = self._batch if prompts_per_batch is None else min(_checked(prompts_per_batch), self._batch)
         clock = Clock(self._adapter.device)
         config = self._config_for(baseline_tokens)
         self._check_units(video, config, baseline_tokens)
@@ -127,7 +135,8 @@ class Engine:
         schedule = self._schedule_for(len(compressed.kept), baseline_tokens)
         compress_seconds = clock.lap()
         shorts = [self._chat.prompt(text, grid, video.second_per_frame, compressed.kept) for text in prompts]
-        rows, prefill_seconds, decode_seconds = self._decode(shorts, compressed, schedule, limits, clock)
+        batches = _batches(shorts, limits, size)
+        rows, prefill_seconds, decode_seconds = self._decode(batches, compressed, schedule, clock)
         planned = schedule or PruningSchedule(1, 1.0)
         return VideoAnswers(
             generations=tuple(map(self._generation, rows, shorts, limits)),
@@ -155,6 +164,22 @@ class Engine:
         self._check_units(video, config, baseline_tokens)
         encoded, grid = self._encode(video)
         return encoded.plan(config), grid
+
+    @torch.no_grad()
+    def write(self, prompt: str, *, max_new_tokens: int) -> Generation:
+        """Greedy answer to a prompt without a video; deterministic.
+
+        Raises TypeError and ValueError for what is no prompt, or holds special tokens, or no limit.
+        """
+        check_prompts([prompt])
+        (limit,) = token_limits(max_new_tokens, 1)
+        short = self._chat.text_prompt(prompt)
+        (row,) = self._generate(self._pad([short]), limit)
+        return self._generation(row, short, limit)
+
+    def count_tokens(self, text: str) -> int:
+        """How many tokens the model reads of a text, without the chat around it."""
+        return self._chat.count_tokens(text)
 
     def _encode(self, video: VideoInput) -> tuple[EncodedVideo, Grid]:
         frames = video.as_tensor()
@@ -200,42 +225,37 @@ class Engine:
 
     def _decode(
         self,
-        shorts: list[ShortPrompt],
+        batches: list[_Batch],
         compressed: CompressedVideo,
         schedule: PruningSchedule | None,
-        limits: list[int],
         clock: Clock,
     ) -> tuple[list[Tensor], float, float]:
         """New tokens of every prompt, the seconds of the prefill and those of the decoding."""
         if schedule is not None and schedule.ratio < 1:
-            return self._decode_pruned(shorts, compressed, schedule, limits, clock)
-        prefix = _shared_prefix(shorts)
-        head = self._pad([shorts[0].head(prefix)])
+            return self._decode_pruned(batches, compressed, schedule, clock)
+        prefix = shared_prefix([short for part, _ in batches for short in part])
+        head = self._pad([batches[0][0][0].head(prefix)])
         cache = self._adapter.prefill(head.input_ids, head.position_ids, videos=[compressed.tokens])
         prefill_seconds = clock.lap()
         rows: list[Tensor] = []
-        for start in range(0, len(shorts), self._batch):
-            part = shorts[start : start + self._batch]
+        for part, most in batches:
             fork = self._adapter.fork_cache(cache, len(part))
-            most = max(limits[start : start + self._batch])
             rows += self._generate(self._pad(part, prefix), most, past_key_values=fork)
         return rows, prefill_seconds, clock.lap()
 
     def _decode_pruned(
         self,
-        shorts: list[ShortPrompt],
+        batches: list[_Batch],
         compressed: CompressedVideo,
         schedule: PruningSchedule,
-        limits: list[int],
         clock: Clock,
     ) -> tuple[list[Tensor], float, float]:
         """Whole prompts in padded batches: what is pruned depends on each prompt's last token."""
         rows: list[Tensor] = []
         prefill_seconds = decode_seconds = 0.0
-        for start in range(0, len(shorts), self._batch):
-            batch = self._pad(shorts[start : start + self._batch])
-            videos = [compressed.tokens] * len(batch.input_ids)
-            most = max(limits[start : start + self._batch])
+        for part, most in batches:
+            batch = self._pad(part)
+            videos = [compressed.tokens] * len(part)
             first = FirstToken(clock)
             with prune_inside(self._adapter, batch, schedule):
                 rows += self._generate(batch, most, videos=videos, streamer=first)
@@ -269,15 +289,12 @@ class Engine:
         return Generation(text, "stop" if ends else "length", count, len(short))
 
 
-def _shared_prefix(shorts: Sequence[ShortPrompt]) -> int:
-    """Tokens up to and including the video, which all prompts have in common.
+def _batches(shorts: list[ShortPrompt], limits: list[int], size: int) -> list[_Batch]:
+    starts = range(0, len(shorts), size)
+    return [(shorts[start : start + size], max(limits[start : start + size])) for start in starts]
 
-    Raises ValueError where they have not, because a chat template puts a part of the question first.
-    """
-    prefix = int(shorts[0].video.nonzero()[-1]) + 1
-    if any(not torch.equal(short.input_ids[:prefix], shorts[0].input_ids[:prefix]) for short in shorts):
-        raise ValueError(
-            "the prompts differ before the video; use a chat template that keeps the order of the content, "
-            "where the video comes first, or ask one prompt at a time"
-        )
-    return prefix
+
+def _checked(max_prompts_per_batch: int) -> int:
+    if max_prompts_per_batch < 1:
+        raise ValueError(f"{max_prompts_per_batch = } must be at least 1")
+    return max_prompts_per_batch

@@ -16,6 +16,7 @@ __all__ = [
     "ShortPrompt",
     "pad_prompts",
     "restore_prompt",
+    "shared_prefix",
     "shorten_prompt",
     "token_types",
 ]
@@ -135,3 +136,17 @@ def restore_prompt(output: Any, input_ids: Tensor, short: int) -> Any:
         return torch.cat((prompt.to(output.device), output[:, short:]), dim=1)
     output["sequences"] = restore_prompt(output["sequences"], input_ids, short)
     return output
+
+
+def shared_prefix(shorts: Sequence[ShortPrompt]) -> int:
+    """Length of the prompts' common beginning: up to and including the video, which must be there.
+
+    Raises ValueError where they have not, because a chat template puts a part of the question first.
+    """
+    prefix = int(shorts[0].video.nonzero()[-1]) + 1
+    if any(not torch.equal(short.input_ids[:prefix], shorts[0].input_ids[:prefix]) for short in shorts):
+        raise ValueError(
+            "the prompts differ before the video; use a chat template that keeps the order of the content, "
+            "where the video comes first, or ask one prompt at a time"
+        )
+    return prefix

@@ -26,10 +26,14 @@ _HUB_SECONDS = 15.0
 def resolve_revision(model: ModelConfig) -> str:
     """The exact version of the weights: the content hash of a folder, or the commit of a hub model.
 
+    Of an engine of another package (``model.engine``) only its makers know: ``model.revision``, or "engine".
+
     Of files over 64 MiB both ends and 64 blocks between are hashed, so changing a few weights can go unseen.
     A hub model that is not pinned stands for its cached snapshot, else for the commit the hub names now.
     Raises UserError where there is no such folder or model, or where neither cache nor hub can tell.
     """
+    if model.engine is not None:
+        return model.revision or "engine"
     folder = Path(model.name).expanduser()
     if folder.is_dir():
         return _folder_revision(folder, model)

@@ -5,17 +5,20 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from pipeline.errors import DecoderStartError
 from pipeline.ledger import Key, LeasedVideo
 from pipeline.protocol import CoordinatorHandle, Run, WorkerSeconds
-from pipeline.records import Failure, Frames, Reason, Stage, VideoError, VideoRef, VideoRow
+from pipeline.records import Failure, Frames, Reason, Stage, VideoError, VideoRef, VideoRow, Window
 
 if TYPE_CHECKING:
     from pipeline.decoding import Decoded
 
-__all__ = ["DecodesVideos", "IndexesVideos", "Outbox", "Worker", "use_threads"]
+__all__ = ["BuildsRow", "DecodesVideos", "IndexesVideos", "Outbox", "Worker", "use_threads"]
 
 _PUSH_SECONDS = 1.0  # also the heartbeat
 _POLL_SECONDS = 0.1
@@ -33,15 +36,32 @@ class DecodesVideos(Protocol):
         """Begin to decode."""
 
     def get(self, timeout_seconds: float) -> Decoded | None:
-        """The next decoded video, in whatever order; None where none is ready in time."""
+        """The next decoded window, those of one video in their order; None where none is ready in time.
+
+        A video ends with its last window, or with an error.
+        """
+        ...
+
+    def cancel(self, ref: VideoRef) -> None:
+        """Drop what is left of a video that is of no use any more, and free its memory."""
+
+
+class BuildsRow(Protocol):
+    """What the loop needs of a VideoJob: one video that is under way."""
+
+    def add(self, frames: Frames, window: Window) -> None:
+        """Answer the next window. Raises VideoError; anything else means that the process is of no use."""
+
+    def finish(self) -> VideoRow:
+        """The row, after the last window. Raises as ``add`` does."""
         ...
 
 
 class IndexesVideos(Protocol):
     """What the loop needs of a VideoIndexer."""
 
-    def index(self, ref: VideoRef, frames: Frames, attempt: int) -> VideoRow:
-        """One row. Raises VideoError; anything else means that this process can serve no other video."""
+    def start(self, ref: VideoRef, attempt: int) -> BuildsRow:
+        """Begin a video; several may be under way at once."""
         ...
 
 
@@ -56,6 +76,7 @@ class Outbox:
         self._rows: list[VideoRow] = []
         self._failures: list[Failure] = []
         self._wait = self._busy = 0.0
+        self._working: tuple[float, Key] | None = None
         self._contents, self._pushing = threading.Lock(), threading.Lock()
         self._ended = threading.Event()
         self._error: Exception | None = None
@@ -83,6 +104,19 @@ class Outbox:
         with self._contents:
             self._wait, self._busy = self._wait + wait, self._busy + busy
 
+    @contextmanager
+    def working_on(self, key: Key) -> Iterator[None]:
+        """Inside the ``with`` the model works for that video; pushes meanwhile say for how long it has."""
+        began = time.monotonic()
+        with self._contents:
+            self._working = (began, key)
+        try:
+            yield
+        finally:
+            with self._contents:
+                self._working = None
+            self.add_seconds(busy=time.monotonic() - began)
+
     def should_go_on(self) -> bool:
         """False once the coordinator has said to stop. Raises what a push raised: the coordinator is gone."""
         if self._error is not None:
@@ -94,9 +128,15 @@ class Outbox:
         with self._pushing:
             with self._contents:
                 rows, failures = self._rows, self._failures
-                seconds = WorkerSeconds(self._wait, self._busy)
+                seconds = self._seconds()
                 self._rows, self._failures, self._wait, self._busy = [], [], 0.0, 0.0
             self._go_on = self._coordinator.push(self._worker_id, rows, failures, seconds)
+
+    def _seconds(self) -> WorkerSeconds:
+        if self._working is None:
+            return WorkerSeconds(self._wait, self._busy)
+        since, key = self._working
+        return WorkerSeconds(self._wait, self._busy, time.monotonic() - since, key)
 
     def _push_often(self) -> None:
         while not self._ended.wait(_PUSH_SECONDS):
@@ -107,13 +147,23 @@ class Outbox:
                 return
 
 
+@dataclass
+class _Held:
+    """A video that is being decoded, and its job once the first window is there."""
+
+    item: LeasedVideo
+    job: BuildsRow | None = None
+
+
 class Worker:
     """One worker from its first lease to its leave.
 
     Holds at most one lease that is not being decoded yet. While the model works, decodes ``decode_ahead``
     videos, within the pool's bound on bytes; not more, because a crash makes suspects of all it has started.
-    A VideoError is handed over as that video's failure. Anything else (a broken device, a coordinator that
-    died) ends the loop, and should end the process.
+    Windows are answered as they come, those of several videos in turn; a video is handed over as one row, or
+    as one failure: of the first window that has an error, and the others are dropped. Told to stop, the loop
+    ends after the call of the model that is under way, and what has no row yet goes back. Anything but a
+    VideoError (a broken device, a coordinator that died) ends the loop too, and should end the process.
     """
 
     def __init__(
@@ -126,15 +176,13 @@ class Worker:
         *,
         lease_videos: int,
         decode_ahead: int,
-        max_video_bytes: int,
     ) -> None:
         self._worker_id, self._run, self._coordinator = worker_id, run, coordinator
         self._indexer, self._pool = indexer, pool
         self._lease_videos, self._decode_ahead = lease_videos, decode_ahead
-        self._max_video_bytes = max_video_bytes
         self._outbox = Outbox(coordinator, worker_id)
         self._leased: deque[LeasedVideo] = deque()
-        self._decoding: dict[Key, LeasedVideo] = {}
+        self._decoding: dict[Key, _Held] = {}
         self._ask_at = 0.0
         self._done = False
 
@@ -179,13 +227,7 @@ class Worker:
     def _submit(self, item: LeasedVideo) -> None:
         if not self._coordinator.started(self._worker_id, item.key):
             return
-        limit, size = self._max_video_bytes, item.ref.size_bytes
-        if size > limit:
-            rule = f"{size} bytes exceed corpus.max_video_bytes={limit}"
-            text = f"{rule}; to index it, raise that and set limits.retry_failed=true"
-            self._fail(item, VideoError(Stage.READING, Reason.TOO_LARGE, text))
-            return
-        self._decoding[item.key] = item
+        self._decoding[item.key] = _Held(item)
         self._pool.submit(item.ref)
 
     def _take_decoded(self) -> None:
@@ -195,28 +237,42 @@ class Worker:
         began = time.monotonic()
         decoded = self._pool.get(_POLL_SECONDS)
         self._outbox.add_seconds(wait=time.monotonic() - began)
-        item = self._decoding.pop(decoded.ref.key, None) if decoded else None
-        if decoded is not None and item is not None:
-            self._finish(item, decoded)
+        held = self._decoding.get(decoded.ref.key) if decoded is not None else None
+        if decoded is not None and held is not None and self._outbox.should_go_on():
+            self._answer(held, decoded)
 
     def _pause(self) -> None:
         """Nothing to decode: until the coordinator may be asked again."""
         if not self._done:
             time.sleep(max(0.0, min(self._ask_at - time.monotonic(), _PUSH_SECONDS)))
 
-    def _finish(self, item: LeasedVideo, decoded: Decoded) -> None:
+    def _answer(self, held: _Held, decoded: Decoded) -> None:
+        """One more window; after the last one the video's row."""
         if decoded.frames is None:
-            self._fail(item, decoded.error or VideoError(Stage.DECODING, Reason.NO_FRAMES, "no frames"))
+            self._fail(held, decoded.error or VideoError(Stage.DECODING, Reason.NO_FRAMES, "no frames"))
             return
-        began = time.monotonic()
+        window = decoded.window or Window(0, 1, 0.0, decoded.frames.duration_seconds)
         try:
-            self._outbox.add(self._indexer.index(item.ref, decoded.frames, item.attempt))
+            with self._outbox.working_on(held.item.key):
+                row = self._add(held, decoded.frames, window)
         except VideoError as error:
-            self._fail(item, error)
-        self._outbox.add_seconds(busy=time.monotonic() - began)
+            if not window.is_last:
+                self._pool.cancel(held.item.ref)
+            self._fail(held, error)
+            return
+        if row is not None:
+            del self._decoding[held.item.key]
+            self._outbox.add(row)
 
-    def _fail(self, item: LeasedVideo, error: VideoError) -> None:
-        self._outbox.add(self._run.failure(item, error, self._worker_id))
+    def _add(self, held: _Held, frames: Frames, window: Window) -> VideoRow | None:
+        if held.job is None:
+            held.job = self._indexer.start(held.item.ref, held.item.attempt)
+        held.job.add(frames, window)
+        return held.job.finish() if window.is_last else None
+
+    def _fail(self, held: _Held, error: VideoError) -> None:
+        del self._decoding[held.item.key]
+        self._outbox.add(self._run.failure(held.item, error, self._worker_id))
 
 
 def use_threads(num_threads: int) -> None:

@@ -14,7 +14,9 @@ from pipeline.cli import app
 from pipeline.commands import caption_config
 from pipeline.indexer import VideoIndexer, load_indexer
 from pipeline.records import Frames
+from pipeline.stepping import Step
 from tests import media
+from tests.unit.samples import make_ref
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 QUICK = ("frames.baseline=4", "compression.retention_ratio=0.25", "compression.alpha=0.5")
@@ -59,7 +61,7 @@ def test_what_is_shown_is_what_a_caption_is_made_from(video: Path) -> None:
     indexer = load_indexer(config, run_id="test")
     frames = _frames(indexer)
     plan, cells = indexer.plan(frames)
-    answers = indexer._ask(frames, ())
+    _, answers = indexer.start(make_ref(), 1)._ask(frames, Step(1, len(frames.data)))
     assert torch.equal(plan.kept, answers.kept)
     assert cells == (8, 6, 6)
     assert plan.shape == (8, 36)

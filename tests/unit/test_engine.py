@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -283,3 +284,86 @@ def test_bfloat16_runs(model: Any, tokenizer: Any) -> None:
 
 def test_video_placeholder_is_a_single_token(tokenizer: Any) -> None:
     assert tokenizer("<|video_pad|>")["input_ids"] == [VIDEO]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("size", [1, 3, 99])
+def test_fewer_prompts_at_once_give_the_same_answers(
+    model: Any, tokenizer: Any, name: str, size: int
+) -> None:
+    engine = Engine(model, tokenizer, CONFIGS[name], vision=VISION)
+    wanted = engine.answer(video(), PROMPTS, max_new_tokens=4)
+    widths: list[int] = []
+    handle = model.lm_head.register_forward_pre_hook(lambda _, args: widths.append(len(args[0])))
+    found = engine.answer(video(), PROMPTS, max_new_tokens=4, prompts_per_batch=size)
+    handle.remove()
+    assert found.generations == wanted.generations
+    assert max(widths) == min(size, len(PROMPTS))
+
+
+def test_a_batch_of_no_prompts_is_refused(model: Any, tokenizer: Any) -> None:
+    engine = Engine(model, tokenizer, CONFIGS["compressed"], vision=VISION)
+    with pytest.raises(ValueError, match="must be at least 1"):
+        engine.answer(video(2), PROMPTS, max_new_tokens=1, prompts_per_batch=0)
+
+
+def chat_ids(tokenizer: Any, text: str) -> torch.Tensor:
+    message = {"role": "user", "content": [{"type": "text", "text": text}]}
+    chat = tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
+    return torch.tensor([tokenizer(chat, add_special_tokens=False)["input_ids"]])
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_writing_is_what_the_untouched_model_generates(model: Any, tokenizer: Any, name: str) -> None:
+    before = fingerprint(model)
+    engine = Engine(model, tokenizer, CONFIGS[name], vision=VISION)
+    found = [engine.write(prompt, max_new_tokens=6) for prompt in PROMPTS]
+    assert fingerprint(model) == before
+    assert len({written.text for written in found}) > 1, "the prompts matter"
+    for prompt, written in zip(PROMPTS, found, strict=True):
+        ids = chat_ids(tokenizer, prompt)
+        wanted = model.generate(ids, do_sample=False, max_new_tokens=6)[0, ids.shape[1] :].tolist()
+        assert written.text == tokenizer.decode(wanted, skip_special_tokens=True).strip()
+        assert written.output_tokens == len(wanted)
+        assert written.prompt_tokens == ids.shape[1]
+        assert written.finish_reason == ("stop" if wanted[-1] == END else "length")
+
+
+def test_writing_after_a_video_knows_nothing_of_it(model: Any, tokenizer: Any) -> None:
+    """The library keeps ``rope_deltas`` of the last video on the model."""
+    engine = Engine(model, tokenizer, CONFIGS["compressed"], vision=VISION)
+    alone = engine.write(PROMPTS[3], max_new_tokens=8)
+    engine.answer(video(), PROMPTS, max_new_tokens=2)
+    assert engine.write(PROMPTS[3], max_new_tokens=8) == alone
+
+
+def test_writing_nothing_is_refused(model: Any, tokenizer: Any) -> None:
+    engine = Engine(model, tokenizer, CONFIGS["compressed"], vision=VISION)
+    with pytest.raises(ValueError, match="1 video placeholders and 0 of images, need exactly 0"):
+        engine.write("what <|video_pad|> ?", max_new_tokens=1)
+    with pytest.raises(ValueError, match="at least 1"):
+        engine.write("what ?", max_new_tokens=0)
+    with pytest.raises(TypeError, match="must be a string"):
+        engine.write(["what ?"], max_new_tokens=1)  # type: ignore[arg-type]
+
+
+def test_tokens_are_counted_as_the_model_reads_them(model: Any, tokenizer: Any) -> None:
+    engine = Engine(model, tokenizer, CONFIGS["compressed"], vision=VISION)
+    around = chat_ids(tokenizer, "").shape[1]
+    for prompt in PROMPTS:
+        assert engine.count_tokens(prompt) + around == chat_ids(tokenizer, prompt).shape[1]
+    assert engine.count_tokens("") == 0
+
+
+def test_the_demo_model_writes_and_counts(demo_engine: Engine) -> None:
+    prompt = "These are captions of parts of one video. Summarize it.\n0:00-1:00 a red circle moves left."
+    written = demo_engine.write(prompt, max_new_tokens=5)
+    assert 1 <= written.output_tokens <= 5
+    assert written == demo_engine.write(prompt, max_new_tokens=5)
+    assert demo_engine.count_tokens(prompt) < written.prompt_tokens < demo_engine.count_tokens(prompt) + 20
+
+
+@pytest.fixture(scope="module")
+def demo_engine() -> Engine:
+    folder = Path(__file__).resolve().parents[2] / "demo" / "model"
+    return Engine.from_pretrained(str(folder), config=CONFIGS["compressed"], dtype="float32")

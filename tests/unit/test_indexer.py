@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,12 @@ import torch
 
 from flashvid.engine import Engine
 from pipeline.config import JobConfig, ModelConfig
+from pipeline.config_sections import SummaryConfig, WindowsConfig
 from pipeline.indexer import VideoIndexer, load_indexer, resolve_revision
 from pipeline.records import Frames, Question, Reason, Stage, UserError, VideoError
-from pipeline.schemas import VIDEO_SCHEMA
+from pipeline.schemas import VIDEO_SCHEMA, video_schema
 from tests.tiny_model import VISION, random_frames, tiny_model, tiny_tokenizer
+from tests.unit.engines import PlainEngine
 from tests.unit.samples import make_ref
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -135,6 +139,31 @@ def test_questions_of_the_video_follow_those_of_the_job(model: Any) -> None:
     assert [answer.question_id for answer in row.answers] == ["q1", "q2", "own"]
 
 
+def test_a_question_of_the_video_takes_the_place_of_the_jobs_with_its_id() -> None:
+    ref = make_ref(questions=(Question("q1", "what else ?"),))
+    row = indexer(None, job(), PlainEngine()).index(ref, clip(), 1)
+    assert [(one.question_id, one.question) for one in row.answers] == [
+        ("q1", "what else ?"),
+        ("q2", "when ?"),
+    ]
+    assert row.answers[0].answer.startswith("what else ?")
+
+
+def test_columns_of_the_manifest_are_carried_over() -> None:
+    ref = make_ref(extra=(("channel", "news"), ("views", 7)))
+    row = indexer(None, job(), PlainEngine()).index(ref, clip(), 1)
+    schema = video_schema({"channel": "string", "views": "int64"})
+    table = pa.Table.from_pylist([row.to_record()], schema=schema)
+    assert (table["channel"].to_pylist(), table["views"].to_pylist()) == (["news"], [7])
+
+
+def test_a_clip_is_one_window_from_its_start_to_its_end() -> None:
+    config = job().model_copy(update={"windows": WindowsConfig(length_seconds=60)})
+    ref = make_ref(start_seconds=3.0, end_seconds=99.0)
+    (segment,) = indexer(None, config, PlainEngine()).index(ref, clip(), 1).segments
+    assert (segment.start_seconds, segment.end_seconds) == (3.0, 20.0)
+
+
 def test_the_same_frames_give_the_same_row(model: Any) -> None:
     first, second = (indexer(model, job()).index(make_ref(), clip(), 1) for _ in range(2))
     assert (first.caption, first.answers) == (second.caption, second.answers)
@@ -155,6 +184,43 @@ def test_frames_are_decoded_as_the_model_will_see_them(
     request = indexer(model, config).frame_request
     assert (request.min_pixels, request.max_pixels) == expected
     assert (request.num_frames, request.multiple, request.sampling) == (12, 28, "uniform")
+
+
+@pytest.mark.parametrize("most", [1, 2])
+def test_a_real_engine_out_of_memory_takes_fewer_prompts_and_says_the_same(model: Any, most: int) -> None:
+    """Its adapter raises where a real one would: when the cache is copied for each prompt."""
+    wanted = indexer(model, job()).index(make_ref(), clip(), 1)
+    engine = Engine(model, tiny_tokenizer(), job().compression, vision=VISION)
+    fork = engine._adapter.fork_cache
+
+    def forked(cache: Any, copies: int) -> Any:
+        if copies > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return fork(cache, copies)
+
+    engine._adapter.fork_cache = forked  # type: ignore[method-assign]
+    row = indexer(model, job(), engine).index(make_ref(), clip(), 1)
+    assert row.degraded == "out of memory: 1 prompt at once instead of 3"
+    assert (row.caption, row.answers, row.num_frames) == (wanted.caption, wanted.answers, 40)
+
+
+def test_a_real_engine_out_of_memory_takes_fewer_frames(model: Any) -> None:
+    engine = Engine(model, tiny_tokenizer(), job().compression, vision=VISION)
+    encode = engine._adapter.encode_units
+
+    def encoded(chunks: Any, *args: Any, **kwargs: Any) -> Any:
+        patches = list(chunks)
+        if sum(map(len, patches)) > 10 * 48:  # ten units of 8 x 6 patches: 20 frames
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return encode(patches, *args, **kwargs)
+
+    engine._adapter.encode_units = encoded  # type: ignore[method-assign]
+    row = indexer(model, job(), engine).index(make_ref(), replace(clip(), damage="cut short"), 1)
+    assert row.degraded == "cut short; out of memory: 1 prompt at once instead of 3, 20 of 40 frames"
+    assert (row.num_frames, row.visual_tokens_before) == (20, 120)
+    half = clip()
+    half = replace(half, data=half.data[1::2], pts_seconds=half.pts_seconds[1::2])
+    assert row.caption == indexer(model, job()).index(make_ref(), half, 1).caption, "every second frame"
 
 
 class FailingEngine:
@@ -180,7 +246,7 @@ class FailingEngine:
 )
 def test_errors_of_the_engine_are_failures_of_the_video(model: Any, error: Exception, reason: Reason) -> None:
     with pytest.raises(VideoError, match=str(error)) as caught:
-        indexer(model, job(), FailingEngine(error)).index(make_ref(), clip(), 1)
+        indexer(model, job(), FailingEngine(error)).index(make_ref(), clip(2), 1)
     assert (caught.value.stage, caught.value.reason) == (Stage.GENERATION, reason)
 
 
@@ -205,6 +271,53 @@ def test_the_demo_checkpoint_loads_by_name() -> None:
     row = loaded.index(make_ref(), clip(), 1)
     assert row.model_revision == resolve_revision(ModelConfig(name=str(DEMO_MODEL)))
     assert row.visual_tokens_after <= row.baseline_visual_tokens
+
+
+def test_an_engine_of_another_package_needs_no_torch() -> None:
+    code = (
+        "import sys; from pipeline.config import load_config; from pipeline.indexer import load_indexer\n"
+        "from pipeline.revisions import resolve_revision\n"
+        "import pipeline.worker\n"
+        "config = load_config(None, ['corpus.uri=v', 'output.uri=o', 'model.name=any name at all',\n"
+        "    'workers.num_gpus=0', 'model.engine=tests.unit.engines:made'])\n"
+        "indexer = load_indexer(config, run_id='r')\n"
+        "print(indexer._engine.device, resolve_revision(config.model), 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "cpu for any name at all engine False"
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("tests.unit.no_such_file:made", "ModuleNotFoundError"),
+        ("tests.unit.engines:no_such_function", "AttributeError"),
+        ("tests.unit.engines:not_a_function", "is no function but a int"),
+        ("tests.unit.engines:lacking", "lacks vision, answer, write, count_tokens, plan"),
+    ],
+)
+def test_a_wrong_name_of_an_engine_is_the_users_to_mend(name: str, why: str) -> None:
+    config = job().model_copy(update={"model": ModelConfig(name="x", engine=name)})
+    with pytest.raises(UserError, match=r"package\.module:function") as caught:
+        load_indexer(config, run_id="run-1")
+    assert f"model.engine={name!r}" in str(caught.value)
+    assert why in str(caught.value)
+
+
+def test_the_revision_of_another_engine_is_what_the_user_says() -> None:
+    named = ModelConfig(name="any name", engine="a.b:c")
+    assert resolve_revision(named) == "engine"
+    assert resolve_revision(named.model_copy(update={"revision": "7"})) == "7"
+
+
+def test_a_summary_prompt_without_room_is_refused_when_the_model_is_loaded() -> None:
+    summary = SummaryConfig(prompt="word " * 200, max_input_tokens=256)
+    update = {
+        "windows": WindowsConfig(length_seconds=5, summary=summary),
+        "model": ModelConfig(name="x", engine="tests.unit.engines:made"),
+    }
+    with pytest.raises(UserError, match=r"windows\.summary\.prompt is 200 tokens"):
+        load_indexer(job().model_copy(update=update), run_id="run-1")
 
 
 def test_a_gpu_that_is_not_there_is_the_users_to_mend() -> None:

@@ -16,10 +16,21 @@ from pipeline.coordination import Coordination
 from pipeline.errors import DecoderStartError
 from pipeline.ledger import Key
 from pipeline.protocol import LeaseReply, Run, WorkerSeconds
-from pipeline.records import Failure, Frames, Reason, Stage, VideoError, VideoRef, VideoRow
+from pipeline.records import (
+    Failure,
+    Frames,
+    Reason,
+    Segment,
+    Stage,
+    VideoError,
+    VideoRef,
+    VideoRow,
+    Window,
+)
+from pipeline.store import OutputStore
 from pipeline.worker import Worker
 from tests.unit.samples import FINGERPRINT, make_ref, make_row
-from tests.unit.test_coordination import begin, failures_in, rows_in
+from tests.unit.test_coordination import begin, failures_in, open_run, rows_in
 
 RUN = Run("run-1", FINGERPRINT, "abc", os.getpid())
 
@@ -29,14 +40,20 @@ class Decoded:
     ref: VideoRef
     frames: Frames | None = None
     error: VideoError | None = None
+    window: Window | None = None
 
 
 class Pool:
-    """Decodes at once, two videos at a time; refuses those given as bad."""
+    """Decodes at once, two videos at a time and ``total`` windows each, a window of every video in turn.
 
-    def __init__(self, bad: dict[str, Reason] | None = None) -> None:
-        self.bad = bad or {}
+    Refuses videos given as bad, at the given window.
+    """
+
+    def __init__(self, bad: dict[str, Reason] | None = None, total: int = 1, bad_at: int = 0) -> None:
+        self.bad, self.total, self.bad_at = bad or {}, total, bad_at
         self.waiting: list[VideoRef] = []
+        self.done: dict[Key, int] = {}
+        self.cancelled: list[str] = []
         self.most = 0
         self.size = 2
 
@@ -53,30 +70,58 @@ class Pool:
             time.sleep(timeout_seconds)
             return None
         ref = self.waiting.pop(0)
+        number = self.done.pop(ref.key, 0)
         reason = self.bad.get(ref.video_id)
-        if reason is not None:
+        if reason is not None and number == self.bad_at:
             return Decoded(ref, error=VideoError(Stage.DECODING, reason, "bad"))
+        if number + 1 < self.total:
+            self.done[ref.key] = number + 1
+            self.waiting.append(ref)
         data = np.zeros((2, 28, 28, 3), np.uint8)
-        return Decoded(ref, Frames(data, np.array([0.0, 1.0]), 2.0, 4, 2.0, 28, 28, "h264", "pyav", 0.1))
+        frames = Frames(data, np.array([0.0, 1.0]), 2.0, 4, 2.0, 28, 28, "h264", "pyav", 0.1)
+        return Decoded(ref, frames, None, Window(number, self.total, float(number), number + 1.0))
+
+    def cancel(self, ref: VideoRef) -> None:
+        self.cancelled.append(ref.video_id)
+        self.waiting.remove(ref)
+        self.done.pop(ref.key)
 
 
 @dataclass
 class Indexer:
-    """Makes a row, or does what it is told to do for a video."""
+    """Makes a row of every window it was given, or does what it is told to do for a window of a video."""
 
     before: Callable[[VideoRef], None] = lambda _ref: None
     seen: list[tuple[str, int]] = field(default_factory=list)
+    order: list[tuple[str, int]] = field(default_factory=list)
 
-    def index(self, ref: VideoRef, frames: Frames, attempt: int) -> VideoRow:
+    def start(self, ref: VideoRef, attempt: int) -> Job:
         self.seen.append((ref.video_id, attempt))
-        self.before(ref)
-        return make_row(int(ref.video_id.removeprefix("video-")), attempt=attempt)
+        return Job(self, ref, attempt)
 
 
-def make_worker(run: Coordination, pool: Pool, indexer: Indexer, max_video_bytes: int = 10**6) -> Worker:
-    return Worker(
-        "w", RUN, run, indexer, pool, lease_videos=4, decode_ahead=2, max_video_bytes=max_video_bytes
-    )
+@dataclass
+class Job:
+    indexer: Indexer
+    ref: VideoRef
+    attempt: int
+    windows: list[Window] = field(default_factory=list)
+
+    def add(self, frames: Frames, window: Window) -> None:
+        self.windows.append(window)
+        self.indexer.order.append((self.ref.video_id, window.number))
+        self.indexer.before(self.ref)
+
+    def finish(self) -> VideoRow:
+        numbers = [window.number for window in self.windows]
+        assert numbers == list(range(self.windows[-1].total)), "a row of a part of a video"
+        segments = tuple(Segment(one.start_seconds, one.end_seconds, "", ()) for one in self.windows)
+        number = int(self.ref.video_id.removeprefix("video-"))
+        return make_row(number, attempt=self.attempt, segments=segments)
+
+
+def make_worker(run: Coordination, pool: Pool, indexer: Indexer) -> Worker:
+    return Worker("w", RUN, run, indexer, pool, lease_videos=4, decode_ahead=2)
 
 
 def fail_at(video_id: str, error: Exception) -> Callable[[VideoRef], None]:
@@ -109,7 +154,8 @@ def test_a_videos_error_is_its_failure_and_the_next_goes_on(tmp_path: Path) -> N
 
 
 def test_transient_failure_comes_back_with_the_next_attempt(tmp_path: Path) -> None:
-    run, left = begin(tmp_path, 1), [VideoError(Stage.GENERATION, Reason.OUT_OF_MEMORY, "once")]
+    run = begin(tmp_path, 1, "limits.retry_seconds=0")
+    left = [VideoError(Stage.GENERATION, Reason.OUT_OF_MEMORY, "once")]
 
     def once(_ref: VideoRef) -> None:
         if left:
@@ -126,12 +172,123 @@ def rows_in_finished(run: Coordination, output: Path) -> list[str]:
     return rows_in(output)
 
 
-def test_too_large_video_is_not_read(tmp_path: Path) -> None:
-    run, indexer = begin(tmp_path, 2), Indexer()
-    make_worker(run, Pool(), indexer, max_video_bytes=1000).work()
+def test_windows_of_several_videos_interleave_and_each_is_one_row(tmp_path: Path) -> None:
+    run, indexer = begin(tmp_path, 3), Indexer()
+    make_worker(run, Pool(total=3), indexer).work()
+    assert rows_in_finished(run, tmp_path) == ["video-0", "video-1", "video-2"]
+    first = [video_id for video_id, _ in indexer.order[:4]]
+    assert len(set(first)) == 2, "two videos were under way at once"
+    stored = OutputStore(str(tmp_path)).iter_rows(["video_id", "segments"])
+    assert all(len(row["segments"]) == 3 for row in stored)
+
+
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_a_window_that_cannot_be_decoded_fails_the_whole_video(tmp_path: Path, at: int) -> None:
+    run = begin(tmp_path, 3)
+    pool, indexer = Pool({"video-1": Reason.CORRUPT}, total=3, bad_at=at), Indexer()
+    make_worker(run, pool, indexer).work()
     assert run.finish().exit_status == 0
-    assert indexer.seen == [("video-0", 1)]
-    assert failures_in(tmp_path) == [("video-1", "too_large", True)]
+    assert rows_in(tmp_path) == ["video-0", "video-2"]
+    assert failures_in(tmp_path) == [("video-1", "corrupt", True)]
+    assert pool.cancelled == [], "the pool knows"
+
+
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_a_window_that_cannot_be_answered_cancels_the_others(tmp_path: Path, at: int) -> None:
+    run, pool = begin(tmp_path, 3), Pool(total=3)
+
+    def fail(ref: VideoRef) -> None:
+        if (ref.video_id, at) == ("video-1", indexer.order[-1][1]):
+            raise VideoError(Stage.GENERATION, Reason.GENERATION_FAILED, "no")
+
+    indexer = Indexer(fail)
+    indexer.before = fail
+    make_worker(run, pool, indexer).work()
+    assert run.finish().exit_status == 0
+    assert rows_in(tmp_path) == ["video-0", "video-2"]
+    assert failures_in(tmp_path) == [("video-1", "generation_failed", True)]
+    assert pool.cancelled == (["video-1"] if at < 2 else []), "after the last window nothing is left"
+    assert [number for video_id, number in indexer.order if video_id == "video-1"] == list(range(at + 1))
+
+
+def test_a_failed_summary_fails_the_video(tmp_path: Path) -> None:
+    class NoSummary(Job):
+        def finish(self) -> VideoRow:
+            raise VideoError(Stage.GENERATION, Reason.GENERATION_FAILED, "no summary")
+
+    run, pool, indexer = begin(tmp_path, 1), Pool(total=2), Indexer()
+    indexer.start = lambda ref, attempt: NoSummary(indexer, ref, attempt)  # type: ignore[method-assign]
+    make_worker(run, pool, indexer).work()
+    assert run.finish().exit_status == 0
+    assert failures_in(tmp_path) == [("video-0", "generation_failed", True)]
+    assert pool.cancelled == []
+
+
+def test_told_to_stop_in_the_middle_of_a_video_gives_it_back_without_half_a_row(tmp_path: Path) -> None:
+    run, pool = begin(tmp_path, 2), Pool(total=100)
+
+    def stop(_ref: VideoRef) -> None:
+        if len(indexer.order) == 3:
+            run.stop()
+            time.sleep(1.3)  # the outbox hears of it meanwhile
+
+    indexer = Indexer()
+    indexer.before = stop
+    make_worker(run, pool, indexer).work()
+    assert len(indexer.order) == 3, "the call under way was the last"
+    report = run.finish(interrupted=True)
+    assert (report.counts.indexed, report.counts.failed, report.counts.pending) == (0, 0, 2)
+    assert rows_in(tmp_path) == []
+
+
+def test_told_to_stop_while_waiting_for_frames_the_model_begins_nothing(tmp_path: Path) -> None:
+    class Slow(Pool):
+        def get(self, timeout_seconds: float) -> Decoded | None:
+            run.stop()
+            time.sleep(1.1)  # the outbox hears of it meanwhile
+            return super().get(timeout_seconds)
+
+    run, indexer = begin(tmp_path, 2), Indexer()
+    make_worker(run, Slow(), indexer).work()
+    assert indexer.order == []
+    assert run.finish(interrupted=True).counts.pending == 2
+
+
+def test_pushes_say_how_long_the_model_has_been_at_a_video(tmp_path: Path) -> None:
+    run, said = begin(tmp_path, 1), []
+
+    class Listening(Gone):
+        def push(
+            self,
+            worker_id: str,
+            rows: Sequence[VideoRow],
+            failures: Sequence[Failure],
+            seconds: WorkerSeconds,
+        ) -> bool:
+            said.append(seconds)
+            return run.push(worker_id, rows, failures, seconds)
+
+        def leave(self, worker_id: str) -> None:
+            run.leave(worker_id)
+
+    indexer = Indexer(lambda _ref: time.sleep(1.3))
+    Worker("w", RUN, Listening(run), indexer, Pool(), lease_videos=4, decode_ahead=2).work()
+    during = [seconds for seconds in said if seconds.busy_now]
+    assert during, "one push at least came in the middle"
+    assert all(seconds.busy_with == make_ref(0).key and seconds.busy_now < 1.3 for seconds in during)
+    assert sum(seconds.gpu_busy for seconds in said) >= 1.3
+    assert (said[-1].busy_now, said[-1].busy_with) == (0.0, None)
+    run.finish()
+
+
+def test_a_model_that_hangs_is_given_up_and_the_video_blamed(tmp_path: Path) -> None:
+    """The worker cannot know; what it says of itself lets the coordination end it."""
+    run = begin(tmp_path, 1, "limits.generation_seconds=0.5", "limits.strikes=1")
+    make_worker(run, Pool(), Indexer(lambda _ref: time.sleep(1.5))).work()
+    assert run.status().workers == {"lost": 1}
+    run.finish()
+    assert failures_in(tmp_path) == [("video-0", "generation_timeout", True)]
+    assert rows_in(tmp_path) == [], "what it found in the end comes too late"
 
 
 def test_broken_device_ends_the_loop(tmp_path: Path) -> None:
@@ -230,7 +387,6 @@ def test_lost_coordinator_ends_the_worker(tmp_path: Path) -> None:
         Pool(),
         lease_videos=4,
         decode_ahead=2,
-        max_video_bytes=10**6,
     )
     with pytest.raises(ConnectionError, match="gone"):
         worker.work()
@@ -239,7 +395,9 @@ def test_lost_coordinator_ends_the_worker(tmp_path: Path) -> None:
 
 def test_sizes_decide_the_order(tmp_path: Path) -> None:
     """Large videos first, so that the tail is short."""
-    run, indexer = begin(tmp_path, 0), Indexer()
+    run, indexer = open_run(tmp_path), Indexer()
+    run.register("w")
+    run.ready("w")
     run.list_corpus([make_ref(0, size_bytes=1), make_ref(1, size_bytes=3), make_ref(2, size_bytes=2)])
     make_worker(run, Pool(), indexer).work()
     assert [video_id for video_id, _ in indexer.seen] == ["video-1", "video-2", "video-0"]
