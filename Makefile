@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-train demo-evaluate test check format clean mutants bench bench-saliency bench-generation
+.PHONY: help demo demo-train demo-evaluate test chaos check format clean mutants bench bench-scale bench-saliency bench-generation
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -26,11 +26,15 @@ demo-train: $(STAMP)  ## train the small demo model again, from nothing (up to 9
 demo-evaluate: $(STAMP)  ## measure the small model on held-out videos, as its card reports
 	$(BIN)/python -m demo.evaluate
 
+# One thread each: the suite's tensors are small, and threads that wait for each other cost more than they give.
 test: $(STAMP)  ## run the test suite
-	@$(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 mutants: $(STAMP)  ## plant a bug in each stage, one at a time, and expect the tests to notice (some minutes)
 	@$(BIN)/python -m tests.mutations
+
+chaos: $(STAMP)  ## kill, fault and starve whole runs, locally and on a failing S3 (some ten minutes)
+	@$(BIN)/python -m pytest tests/chaos -o addopts="-q --strict-markers --durations=15"
 
 check: $(STAMP)  ## lint, format, types, import rules
 	@$(BIN)/ruff check .
@@ -50,6 +54,11 @@ bench-saliency: $(STAMP)  ## time saliency against the whole attention map
 
 bench-generation: $(STAMP)  ## time to the first token of a 7B-sized random model (needs a GPU)
 	$(BIN)/python -m benchmarks.generation -o out/bench/generation.json
+
+bench-scale: $(STAMP)  ## bookkeeping of a million videos, resuming from ten million, listing a million
+	$(BIN)/python -m benchmarks.coordination -o out/bench/coordination.json
+	$(BIN)/python -m benchmarks.resume -o out/bench/resume.json
+	$(BIN)/python -m benchmarks.listing -o out/bench/listing.json
 
 clean:  ## remove what was built or written by the demo
 	rm -rf out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

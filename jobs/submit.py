@@ -45,6 +45,10 @@ Authentication: a cluster may ask for a token (Ray does once ~/.ray/auth_token e
 after `ray get-auth-token --generate`). Then the token of ~/.ray/auth_token, RAY_AUTH_TOKEN or
 RAY_AUTH_TOKEN_PATH here is sent; RAY_AUTH_MODE=disabled before `ray start` switches it off.
 
+Stopping a job (`ray job stop`, Ctrl-C here) lets workers finish or give back what they hold. Ray kills a job
+3 s after it was told to stop: start the head with RAY_JOB_STOP_WAIT_TIME_S=60 in its environment to allow for
+limits.drain_seconds. A killed job loses at most the last output.part_seconds of work; the next one resumes.
+
 Exit status: that of `flashvid index` (0 complete, 2 your mistake, 3 incomplete), 1 for another end of the
 job, 130 after Ctrl-C, which stops the job; what it has finished is committed.
 """
@@ -52,7 +56,10 @@ job, 130 after Ctrl-C, which stops the job; what it has finished is committed.
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; its exit status."""
-    options = _parser().parse_intermixed_args(arguments)
+    parser = _parser()
+    options = parser.parse_intermixed_args(arguments)
+    if options.reason and not options.heal:
+        parser.error("--reason goes with --heal")
     try:
         overrides = _check_configuration(options)
         client = _client(options.address)
@@ -83,6 +90,10 @@ def _parser() -> argparse.ArgumentParser:
         "--no-working-dir",
         action="store_true",
         help="send nothing: the cluster's image has the package, and CONFIG is a path there",
+    )
+    parser.add_argument("--heal", action="store_true", help="run `flashvid heal`: only what failed for good")
+    parser.add_argument(
+        "--reason", action="append", default=[], help="with --heal: only such failures; may be repeated"
     )
     parser.add_argument("--no-wait", action="store_true", help="return once the job is submitted")
     parser.add_argument("--submission-id", help="name of the job; default: Ray makes one up")
@@ -153,7 +164,9 @@ def _submit(client: Any, options: argparse.Namespace, overrides: Sequence[str]) 
 
 def _entrypoint(options: argparse.Namespace, overrides: Sequence[str]) -> str:
     """The command on the cluster: by this very interpreter where that exists there too, else by python."""
-    command = shlex.join(["-m", "pipeline.cli", "index", _config_there(options), *overrides])
+    reasons = [text for reason in options.reason for text in ("--reason", reason)]
+    verb = ["heal", *reasons] if options.heal else ["index"]
+    command = shlex.join(["-m", "pipeline.cli", *verb, _config_there(options), *overrides])
     here = shlex.quote(sys.executable)
     return f"if [ -x {here} ]; then exec {here} {command}; else exec python {command}; fi"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from pipeline.config import JobConfig
 from pipeline.coordination import Coordination
@@ -13,6 +13,7 @@ from pipeline.errors import PipelineError, UserError
 from pipeline.lock import OutputLock
 from pipeline.metrics import Metrics
 from pipeline.protocol import CoordinatorHandle, Run
+from pipeline.records import VideoRef
 from pipeline.report import RunReport
 from pipeline.store import OutputStore
 from pipeline.worker import Worker, use_threads
@@ -29,10 +30,10 @@ class Coordinator(Coordination):
     def __init__(self, config: JobConfig, run: Run, folder: str) -> None:
         _enter(folder)
         output_lock = OutputLock(config.output.uri)
-        store = OutputStore(config.output.uri, config.output.table, fence=output_lock.check)
+        output, columns = config.output, config.corpus.columns
+        store = OutputStore(output.uri, output.table, fence=output_lock.check, columns=columns)
         super().__init__(config, run, store, output_lock, Metrics())
         self._ended = threading.Event()
-        self._corpus = config.corpus
 
     def open(self) -> None:
         """As Coordination.open; then list, commit and keep the lock in the background."""
@@ -47,7 +48,7 @@ class Coordinator(Coordination):
             raise UserError(
                 f"output.uri={uri!r} cannot be used: {what}; make it writable or choose another"
             ) from error
-        self._in_background(lambda: self.list_corpus(list_videos(self._corpus)))
+        self._in_background(lambda: self.list_corpus(self._listing()))
         self._in_background(lambda: self._every(TICK_SECONDS, self.tick))
         self._in_background(lambda: self._every(_HEARTBEAT_SECONDS, self.heartbeat))
 
@@ -55,6 +56,11 @@ class Coordinator(Coordination):
         """As Coordination.finish."""
         self._ended.set()
         return super().finish(interrupted, error)
+
+    def _listing(self) -> Iterator[VideoRef]:
+        """The corpus, without what this run itself writes where that lies within it."""
+        config, cache = self._config, self._store.shard_cache()
+        return list_videos(config.corpus, index_cache=cache, skip=config.written_folders)
 
     def _every(self, seconds: float, call: Callable[[], None]) -> None:
         while not self._ended.wait(seconds):
@@ -80,7 +86,8 @@ class GpuWorker:
 
         workers = self._config.workers
         self._coordinator.register(self._worker_id)
-        use_threads(workers.threads or max(1, int(workers.num_cpus)))
+        if self._config.model.engine is None:  # another engine need not know torch at all
+            use_threads(workers.threads or max(1, int(workers.num_cpus)))
         self._indexer = load_indexer(
             self._config, run_id=self._run.run_id, model_revision=self._run.model_revision
         )
@@ -91,7 +98,7 @@ class GpuWorker:
         from pipeline.decoding import DecodePool
 
         config = self._config
-        with DecodePool(config.decoding, self._indexer.frame_request) as pool:
+        with DecodePool(config.decoding, self._indexer.frame_request, config.windows) as pool:
             Worker(
                 self._worker_id,
                 self._run,
@@ -100,7 +107,6 @@ class GpuWorker:
                 pool,
                 lease_videos=config.workers.lease_videos,
                 decode_ahead=config.decoding.processes + 1,
-                max_video_bytes=config.corpus.max_video_bytes,
             ).work()
 
 

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 import sys
-from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from pipeline.cli_options import Config, ConfigFile, Model, Overrides, Video, reporting
+from pipeline.cli_outputs import compact, export, status, verify
 from pipeline.console import make_console
-from pipeline.errors import PipelineError, UserError
+from pipeline.errors import Reason, UserError
 
 __all__ = ["app", "main"]
 
-_INTERRUPTED = 130
-_USER_ERROR = 2
-_INCOMPLETE = 3
 _MAX_PANELS = 320  # a page of some 10 000 pixels, all of it in memory
 
 app = typer.Typer(
@@ -43,40 +40,6 @@ app = typer.Typer(
     """,
 )
 
-_Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[KEY=VALUE...]", help="Settings that override the file's, e.g. compression.profile=action"
-    ),
-]
-_Video = Annotated[str, typer.Argument(metavar="VIDEO", help="A file, or an object at any fsspec address.")]
-_Config = Annotated[
-    Path | None,
-    typer.Option("--config", help="Take model and settings from this file, but not its questions."),
-]
-_Model = Annotated[str | None, typer.Option("--model", help="A checkpoint folder or hub id.")]
-_Table = Annotated[str, typer.Option(help="The table within the output.")]
-
-
-def _reporting(command: Callable[..., None]) -> Callable[..., None]:
-    """Errors that are the user's to mend, and Ctrl-C, without a traceback and with an exit status."""
-
-    @functools.wraps(command)
-    def run(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except UserError as error:
-            typer.echo(f"flashvid: {error}", err=True)
-            raise typer.Exit(_USER_ERROR) from None
-        except PipelineError as error:
-            typer.echo(f"flashvid: {error}", err=True)
-            raise typer.Exit(_INCOMPLETE) from None
-        except KeyboardInterrupt:
-            typer.echo("flashvid: interrupted", err=True)
-            raise typer.Exit(_INTERRUPTED) from None
-
-    return run
-
 
 def _show_version(wanted: bool) -> None:
     if wanted:
@@ -98,9 +61,9 @@ def _common(
 
 
 @app.command()
-@_reporting
+@reporting
 def demo(
-    overrides: _Overrides = None,
+    overrides: Overrides = None,
     output: Annotated[Path, typer.Option(help="Folder for the videos and the index.")] = Path("out/demo"),
     videos: Annotated[int, typer.Option(min=1, help="How many videos to make up.")] = 14,
     seed: Annotated[int, typer.Option(help="Which world; another seed, other videos.")] = 2026,
@@ -117,10 +80,10 @@ def demo(
 
 
 @app.command()
-@_reporting
+@reporting
 def index(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file; configs/ has examples.")],
-    overrides: _Overrides = None,
+    config: ConfigFile,
+    overrides: Overrides = None,
 ) -> None:
     """Index a corpus: captions and answers for every video, to Parquet.
 
@@ -143,43 +106,42 @@ def index(
 
 
 @app.command()
-@_reporting
-def status(
-    output: Annotated[str, typer.Argument(metavar="OUTPUT", help="The output.uri of the job.")],
-    table: _Table = "videos",
+@reporting
+def heal(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    reason: Annotated[
+        list[str] | None,
+        typer.Option("--reason", "-r", help="Only videos that failed for this reason; may be repeated."),
+    ] = None,
 ) -> None:
-    """Show what an output holds: rows, failures by reason, the last run, and who writes now."""
-    from pipeline.status import status as read_status
-    from pipeline.summaries import print_status
+    """Try again what failed for good, and nothing else.
 
-    print_status(make_console(), read_status(output, table))
+    Only videos whose last word in the output is a final failure are listed; with --reason, only those that
+    failed for that reason. Their attempts count from anew. Exit status as of `flashvid index`.
+
+        flashvid heal configs/gpu.yaml corpus.uri=s3://b/videos output.uri=s3://b/index -r too_large
+    """
+    from pipeline.commands import run_index
+
+    _check_reasons(reason or [])
+    raise typer.Exit(run_index(make_console(), config, overrides or [], heal=tuple(reason or ())))
+
+
+for _command in (status, verify, compact, export):
+    app.command()(_command)
 
 
 @app.command()
-@_reporting
-def verify(
-    output: Annotated[str, typer.Argument(metavar="OUTPUT", help="The output.uri of the job.")],
-    table: _Table = "videos",
-) -> None:
-    """Check an output: no video twice, one schema, sums that close. Exit status 1 if not."""
-    from pipeline.summaries import print_verify
-    from pipeline.verify import verify as check
-
-    report = check(output, table)
-    print_verify(make_console(), report)
-    raise typer.Exit(0 if report.ok else 1)
-
-
-@app.command()
-@_reporting
+@reporting
 def caption(
-    video: _Video,
-    overrides: _Overrides = None,
+    video: Video,
+    overrides: Overrides = None,
     question: Annotated[
         list[str] | None, typer.Option("--question", "-q", help="A question to answer; may be repeated.")
     ] = None,
-    config: _Config = None,
-    model: _Model = None,
+    config: Config = None,
+    model: Model = None,
 ) -> None:
     """Caption one video and answer questions about it; prints, stores nothing, needs no Ray.
 
@@ -197,10 +159,10 @@ def caption(
 
 
 @app.command()
-@_reporting
+@reporting
 def show(  # noqa: PLR0917
-    video: _Video,
-    overrides: _Overrides = None,
+    video: Video,
+    overrides: Overrides = None,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The picture to write: .png or .pdf.")
     ] = Path("tokens.png"),
@@ -208,8 +170,8 @@ def show(  # noqa: PLR0917
         int,
         typer.Option(min=1, max=_MAX_PANELS, help="Draw at most this many temporal units, evenly chosen."),
     ] = 24,
-    config: _Config = None,
-    model: _Model = None,
+    config: Config = None,
+    model: Model = None,
 ) -> None:
     """Draw which visual tokens of one video survive, and what became of the others.
 
@@ -225,6 +187,13 @@ def show(  # noqa: PLR0917
 
     job = caption_config(video, [], config, model, overrides or [])
     raise typer.Exit(run_show(make_console(), job, output, units))
+
+
+def _check_reasons(reasons: list[str]) -> None:
+    known = [reason.value for reason in Reason]
+    for reason in reasons:
+        if reason not in known:
+            raise UserError(f"--reason {reason!r} is none of the reasons: {', '.join(known)}")
 
 
 def _enter_clone(command: str) -> None:

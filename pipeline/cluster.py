@@ -1,26 +1,20 @@
 """The job on Ray: a Coordinator actor, GpuWorker actors, and the driver that starts and replaces them.
 
-The only file of the pipeline that knows Ray. What the actors do: actors.py; when to replace one: fleet.py.
+With cluster_session.py, which connects to Ray, the only file of the pipeline that knows it. What the actors
+do: actors.py; when to replace one: fleet.py.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import datetime, timezone
-from math import ceil
-from pathlib import Path
 from typing import Any
 
-# Read when ray is imported: a driver under `uv run` would otherwise rebuild its environment for every worker.
-os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-# Ray 2.60 warns about this default with every actor that asks for no GPU; this is its coming value.
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-
+from pipeline.cluster_session import ray_session  # isort: skip  # sets what ray reads when it is imported
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -37,9 +31,8 @@ from pipeline.store import OutputStore
 
 __all__ = ["run_job"]
 
-_LEAVE_SECONDS = 15.0  # for workers to finish the video they are at, after Ctrl-C
+_LEAVE_SECONDS = 2.0  # for workers that have nothing left to do
 _CALLS_AT_ONCE = 32
-_STARTS = 3
 
 
 class _RemoteCoordinator:
@@ -161,37 +154,46 @@ class _Driver:
         )
 
 
-def run_job(config: JobConfig, *, on_progress: Callable[[Progress], None]) -> RunReport:
+def run_job(
+    config: JobConfig, *, on_progress: Callable[[Progress], None], heal: Sequence[str] | None = None
+) -> RunReport:
     """Index a corpus; joins the Ray of ``config.ray``, or starts one and stops it again.
 
-    ``on_progress`` is called about twice a second. Ctrl-C (or SIGTERM) commits what is finished and returns a
-    report with status 130. Raises UserError, and PipelineError where the coordinator itself died.
+    ``on_progress`` is called about twice a second. ``heal``: only videos that failed for good, for one of
+    these reasons (empty: for any). Ctrl-C or SIGTERM: workers have ``limits.drain_seconds`` to finish or give
+    back what they hold; what is finished is committed, and the report has status 130. Raises UserError, and
+    PipelineError where the coordinator itself died.
     """
-    from pipeline.indexer import resolve_revision
+    from pipeline.revisions import resolve_revision
 
     revision = resolve_revision(config.model)
-    run = Run(_new_run_id(), config.fingerprint(revision), revision, os.getpid())
+    wanted = None if heal is None else tuple(heal)
+    run = Run(_new_run_id(), config.fingerprint(revision), revision, os.getpid(), wanted)
     OutputStore(config.output.uri, config.output.table)  # refuses a wrong address before anything starts
-    with _session(config), sigterm_interrupts():
+    # Twice: Ray replaces the handler when it starts.
+    with sigterm_interrupts(), ray_session(config), sigterm_interrupts():
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         options = {"num_cpus": 0, "max_concurrency": _CALLS_AT_ONCE, "scheduling_strategy": here}
         coordinator = ray.remote(Coordinator).options(**options).remote(config, run, os.getcwd())
         try:
-            _answer(coordinator.open.remote())
-            return _drive(_Driver(config, run, coordinator), coordinator, on_progress)
+            return _drive(_Driver(config, run, coordinator), coordinator, config, on_progress)
         finally:
             ray.kill(coordinator)
 
 
-def _drive(driver: _Driver, coordinator: Any, on_progress: Callable[[Progress], None]) -> RunReport:
+def _drive(
+    driver: _Driver, coordinator: Any, config: JobConfig, on_progress: Callable[[Progress], None]
+) -> RunReport:
     error, interrupted = None, False
+    opening = coordinator.open.remote()
     try:
+        _answer(opening)
         error = driver.drive(on_progress)
     except KeyboardInterrupt:
         interrupted = True
-        _answer(coordinator.stop.remote())
+        _stop(coordinator, opening, config.limits.drain_seconds)
     with suppress(KeyboardInterrupt):  # a second Ctrl-C: do not wait for the videos being worked on
-        driver.let_go(_LEAVE_SECONDS if interrupted else 2.0)
+        driver.let_go(config.limits.drain_seconds if interrupted else _LEAVE_SECONDS)
     progress: Progress = _answer(coordinator.status.remote())
     report: RunReport = _answer(coordinator.finish.remote(interrupted, error))
     if driver.user_error is not None:
@@ -201,66 +203,13 @@ def _drive(driver: _Driver, coordinator: Any, on_progress: Callable[[Progress], 
     return report
 
 
-@contextmanager
-def _session(config: JobConfig) -> Iterator[None]:
-    """A connection to Ray; one that exists already is used and left as it is."""
-    if ray.is_initialized():
-        yield
-        return
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
-    address = config.ray.address or os.environ.get("RAY_ADDRESS")
-    try:
-        if address:
-            _join(address, quiet)
-        else:
-            _start_local(config, quiet)
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _join(address: str, quiet: dict[str, Any]) -> None:
-    try:
-        ray.init(address=address, **quiet)
-    except (ConnectionError, RayError, RuntimeError, ValueError) as error:
-        raise UserError(f"cannot join Ray at ray.address={address}: {error}") from None
-
-
-def _start_local(config: JobConfig, quiet: dict[str, Any]) -> None:
-    workers = config.workers
-    # A token of this process only: Ray would otherwise leave one in the home folder, which would then switch
-    # authentication on for every later `ray start`.
-    if not (os.environ.get("RAY_AUTH_TOKEN_PATH") or (Path.home() / ".ray" / "auth_token").exists()):
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    # Ray would start its workers at niceness 15, and on a machine that does anything else they would starve.
-    os.environ.setdefault("RAY_worker_niceness", "0")
-    root = str(Path(__file__).resolve().parent.parent)
-    paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path != root]
-    os.environ["PYTHONPATH"] = os.pathsep.join([root, *paths])
-    _init_local(
-        num_cpus=config.ray.num_cpus or max(1, ceil(workers.count * workers.num_cpus)),
-        object_store_memory=config.ray.object_store_bytes,
-        **quiet,
-    )
-    gpus = ray.cluster_resources().get("GPU", 0)
-    if workers.num_gpus > gpus:
-        raise UserError(
-            f"workers.num_gpus={workers.num_gpus:g}, but this machine has {gpus:g} GPUs that Ray can see; "
-            "workers.num_gpus=0 runs on the CPU"
-        )
-
-
-def _init_local(**options: Any) -> None:
-    """Ray gives itself 30 s to start, which a busy machine can exceed: try again."""
-    for attempt in range(1, _STARTS + 1):
-        try:
-            ray.init(address="local", include_dashboard=False, **options)
-            return
-        except Exception as error:  # Ray raises the bare class here
-            ray.shutdown()
-            if attempt == _STARTS:
-                raise PipelineError(f"a local Ray could not be started, {_STARTS} tries: {error}") from error
+def _stop(coordinator: Any, opening: Any, seconds: float) -> None:
+    """No more work is given out. A coordinator that is just taking the output gives it back properly."""
+    _answer(coordinator.stop.remote())
+    ended, _ = ray.wait([opening], timeout=seconds)
+    if not ended:
+        raise KeyboardInterrupt
+    _answer(opening)  # an output that could not be taken is no interruption
 
 
 def _answer(reference: Any) -> Any:

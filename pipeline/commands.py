@@ -17,8 +17,9 @@ from pipeline.store import OutputStore
 from pipeline.summaries import print_plan, print_report
 
 if TYPE_CHECKING:
+    from pipeline.config import WindowsConfig
     from pipeline.indexer import VideoIndexer
-    from pipeline.records import Frames, VideoRef, VideoRow
+    from pipeline.records import Frames, VideoRef, VideoRow, Window
     from pipeline.report import RunReport
     from pipeline.sampling import FrameRequest
 
@@ -33,22 +34,25 @@ _ARGUMENTS = {  # of caption and show: what says the same as these settings
 }
 
 
-def run_index(console: Console, path: Path, overrides: Sequence[str]) -> int:
-    """``flashvid index``: plan, progress, result; the exit status."""
+def run_index(
+    console: Console, path: Path, overrides: Sequence[str], heal: Sequence[str] | None = None
+) -> int:
+    """``flashvid index``, and ``heal`` (reasons, or none for all): plan, progress, result; exit status."""
     config = load_config(path, overrides)
-    next(iter(list_videos(config.corpus)), None)  # an empty or missing corpus is refused before Ray starts
+    # An empty or missing corpus is refused before Ray starts.
+    next(list_videos(config.corpus, skip=config.written_folders), None)
     print_plan(console, config, resolve_revision(config.model))
-    report = index_corpus(console, config)
-    print_report(console, report, _failures_of(report))
+    report = index_corpus(console, config, heal)
+    print_report(console, report, _failures_of(report), is_heal=heal is not None)
     return report.exit_status
 
 
-def index_corpus(console: Console, config: JobConfig) -> RunReport:
+def index_corpus(console: Console, config: JobConfig, heal: Sequence[str] | None = None) -> RunReport:
     """Run one job with its progress on the console."""
     from pipeline.cluster import run_job  # Ray takes a second to import
 
     with ProgressView(console) as view:
-        return run_job(config, on_progress=view.update)
+        return run_job(config, on_progress=view.update, heal=heal)
 
 
 def _failures_of(report: RunReport) -> Iterator[Mapping[str, Any]]:
@@ -121,7 +125,7 @@ def run_caption(console: Console, config: JobConfig) -> int:
     ref, indexer = _one_video(config, run_id="caption")
     began = time.perf_counter()
     try:
-        row = indexer.index(ref, _decode(config, indexer.frame_request, ref), attempt=1)
+        row = _answered(config, indexer, ref)
     except VideoError as error:
         console.print(f"{config.corpus.uri}: {error}", style="red", soft_wrap=True)
         return _UNREADABLE
@@ -139,7 +143,7 @@ def run_show(console: Console, config: JobConfig, output: Path, max_panels: int)
     check_shown(config)
     ref, indexer = _one_video(config, run_id="show")
     try:
-        frames = _decode(config, indexer.frame_request, ref)
+        ((frames, _),) = _decoded(config, indexer.frame_request, ref, windows=None)
         figure = figure_of(indexer, config, ref, frames, max_panels)
     except VideoError as error:
         console.print(f"{config.corpus.uri}: {error}", style="red", soft_wrap=True)
@@ -161,6 +165,8 @@ def _one_video(config: JobConfig, run_id: str) -> tuple[VideoRef, VideoIndexer]:
         raise UserError(
             f"{config.corpus.uri!r} is not one video but {len(refs)}; flashvid index takes whole folders"
         )
+    if refs[0].problem is not None:
+        raise UserError(refs[0].problem.message)
     try:
         indexer = load_indexer(config, run_id=run_id)
     except OSError as error:
@@ -168,23 +174,41 @@ def _one_video(config: JobConfig, run_id: str) -> tuple[VideoRef, VideoIndexer]:
     return refs[0], indexer
 
 
-def _decode(config: JobConfig, request: FrameRequest, ref: VideoRef) -> Frames:
+def _answered(config: JobConfig, indexer: VideoIndexer, ref: VideoRef) -> VideoRow:
+    """The row of one video, window by window where the job has windows."""
+    job = indexer.start(ref, attempt=1)
+    for frames, window in _decoded(config, indexer.frame_request, ref, config.windows):
+        job.add(frames, window)
+    return job.finish()
+
+
+def _decoded(
+    config: JobConfig, request: FrameRequest, ref: VideoRef, windows: WindowsConfig | None
+) -> Iterator[tuple[Frames, Window]]:
+    """The frames of a video, or of one window after the other. Raises VideoError."""
     from pipeline.decoding import DecodePool
 
-    with DecodePool(config.decoding, request) as pool:
+    is_last = False
+    with DecodePool(config.decoding, request, windows) as pool:
         pool.submit(ref)
-        decoded = pool.get(config.decoding.timeout_seconds + 30.0)
-    if decoded is None:
-        raise VideoError(Stage.DECODING, Reason.DECODE_TIMEOUT, "the decoder gave no answer")
-    if decoded.frames is None:
-        raise decoded.error or VideoError(Stage.DECODING, Reason.NO_FRAMES, "no frames")
-    return decoded.frames
+        while not is_last:
+            decoded = pool.get(config.decoding.timeout_seconds + 30.0)
+            if decoded is None:
+                raise VideoError(Stage.DECODING, Reason.DECODE_TIMEOUT, "the decoder gave no answer")
+            if decoded.frames is None or decoded.window is None:
+                raise decoded.error or VideoError(Stage.DECODING, Reason.NO_FRAMES, "no frames")
+            yield decoded.frames, decoded.window
+            is_last = decoded.is_last
 
 
 def _print_row(console: Console, row: VideoRow, seconds: float) -> None:
     console.print(row.caption, soft_wrap=True)
     for answer in row.answers:
         console.print(f"{answer.question}  {answer.answer}", soft_wrap=True)
+    for segment in row.segments:
+        times_of = f"{segment.start_seconds:g}-{segment.end_seconds:g} s"
+        for answer in segment.answers:
+            console.print(f"{times_of}  {answer.question}  {answer.answer}", soft_wrap=True)
     console.print()
     times = {
         "decode": row.decode_seconds,

@@ -98,6 +98,12 @@ class JobConfig(Section):
             1, math.floor(self.frames.baseline * factor + 1e-9)
         )  # 7 / 0.7 is 10.000000000000002, or less
 
+    @property
+    def written_folders(self) -> tuple[str, ...]:
+        """Where the job itself writes: never a part of its corpus, wherever they lie."""
+        cache = self.decoding.cache_dir
+        return (self.output.uri,) if cache is None else (self.output.uri, cache)
+
     def semantic(self) -> dict[str, Any]:
         """The part of the configuration that changes an answer, as plain JSON values."""
         picked = self.model_dump(mode="json", include={"model", "compression", "frames", "prompts"})

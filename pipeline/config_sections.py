@@ -239,7 +239,7 @@ class DecodingConfig(Section):
     """Limits on decode children: processes per worker, seconds and bytes per video, recycling.
 
     ``timeout_seconds`` holds for each window where there are windows. ``cache_bytes``: copies of remote
-    videos on disk, per worker. ``max_frame_pixels`` and ``max_source_frames``: larger claims are refused unread.
+    videos on disk, per worker. ``max_frame_pixels``, ``max_source_frames``: larger claims are refused.
     """
 
     processes: Annotated[int, Field(ge=1)] = 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -9,12 +10,13 @@ from pipeline.console import Console, clock_text, print_pairs, print_table
 from pipeline.report import STATUS_INTERRUPTED
 
 if TYPE_CHECKING:
+    from pipeline.compacting import CompactReport
     from pipeline.config import JobConfig
     from pipeline.report import RunReport
     from pipeline.status import OutputStatus
     from pipeline.verify import VerifyReport
 
-__all__ = ["print_plan", "print_report", "print_status", "print_verify"]
+__all__ = ["print_compact", "print_plan", "print_report", "print_status", "print_verify"]
 
 _EXAMPLES = 3  # failures shown per reason
 
@@ -24,14 +26,29 @@ def print_plan(console: Console, config: JobConfig, model_revision: str) -> None
     print_pairs(
         console,
         [
-            ("corpus", config.corpus.uri),
+            ("corpus", _corpus_text(config)),
             ("model", f"{config.model.name} ({model_revision[:20]}), {_where(config)}"),
             ("frames", _frames_text(config)),
             ("tokens", _tokens_text(config)),
-            ("prompts", f"one caption and {_count(len(config.prompts.questions), 'question')} per video"),
+            ("prompts", _prompts_text(config)),
             ("output", f"{config.output.uri}, table {config.output.table!r}"),
         ],
     )
+
+
+def _corpus_text(config: JobConfig) -> str:
+    corpus = config.corpus
+    parts = {"limit": corpus.limit, "slice": corpus.slice}
+    return ", ".join([corpus.uri, *(f"{name} {value}" for name, value in parts.items() if value is not None)])
+
+
+def _prompts_text(config: JobConfig) -> str:
+    asked = f"one caption and {_count(len(config.prompts.questions), 'question')}"
+    windows = config.windows
+    if windows is None:
+        return f"{asked} per video"
+    summary = ", and a summary of the video" if windows.summary else ""
+    return f"{asked} per window of {windows.length_seconds:g} s{summary}"
 
 
 def _where(config: JobConfig) -> str:
@@ -44,10 +61,10 @@ def _where(config: JobConfig) -> str:
 
 
 def _frames_text(config: JobConfig) -> str:
-    frames = config.frames
+    frames, each = config.frames, "window" if config.windows else "video"
     if frames.sampling == "fps":
-        return f"{frames.fps:g} per second, at most {config.num_frames} per video"
-    return f"{config.num_frames} per video, evenly spread"
+        return f"{frames.fps:g} per second, at most {config.num_frames} per {each}"
+    return f"{config.num_frames} per {each}, evenly spread"
 
 
 def _tokens_text(config: JobConfig) -> str:
@@ -64,10 +81,14 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def print_report(console: Console, report: RunReport, failures: Iterable[Mapping[str, Any]]) -> None:
+def print_report(
+    console: Console, report: RunReport, failures: Iterable[Mapping[str, Any]], *, is_heal: bool = False
+) -> None:
     """How a run ended. ``failures``: recorded failures (reason, uri, message), for examples."""
     counts, output = report.counts, report.config["output"]
-    if report.did_nothing:
+    if is_heal and not counts.listed:
+        console.print("nothing to heal: no video of this corpus failed for good for such a reason")
+    elif report.did_nothing:
         console.print(_nothing_text(report), soft_wrap=True)
     else:
         _print_counts(console, report)
@@ -85,7 +106,8 @@ def _nothing_text(report: RunReport) -> str:
         return f"nothing to do: all {counts.listed} videos are already indexed"
     return (
         f"nothing to do: of {counts.listed} videos {counts.skipped_indexed} are already indexed and "
-        f"{counts.skipped_failed} failed for good earlier; limits.retry_failed=true tries those again"
+        f"{counts.skipped_failed} failed for good earlier; `flashvid heal` with the same arguments tries "
+        "those again"
     )
 
 
@@ -124,20 +146,28 @@ def _verdict(report: RunReport) -> str:
 
 
 def _print_failures(console: Console, failures: Iterable[Mapping[str, Any]]) -> None:
-    by_reason: dict[str, list[Mapping[str, Any]]] = {}
+    numbers: Counter[str] = Counter()
+    examples: dict[str, list[Mapping[str, Any]]] = {}
     for failure in failures:
-        by_reason.setdefault(str(failure["reason"]), []).append(failure)
+        reason = str(failure["reason"])
+        numbers[reason] += 1
+        if numbers[reason] <= _EXAMPLES:
+            examples.setdefault(reason, []).append(failure)
     rows = []
-    for reason, found in sorted(by_reason.items(), key=lambda item: -len(item[1])):
-        for number, failure in enumerate(found[:_EXAMPLES]):
-            first = number == 0
+    for reason, total in numbers.most_common():
+        for number, failure in enumerate(examples[reason]):
             name = str(failure["uri"]).rsplit("/", 1)[-1]
-            rows.append(
-                (reason if first else "", len(found) if first else "", name, _short(failure["message"]))
-            )
+            head = (reason, total) if number == 0 else ("", "")
+            rows.append((*head, name, _short(failure["message"])))
     print_table(
         console, "failed (rows in failures/)", ("reason", "videos", "for example", "why"), rows, right=(1,)
     )
+
+
+def print_compact(console: Console, report: CompactReport) -> None:
+    """What merging the parts of one output did."""
+    for line in report.lines():
+        console.print(line, soft_wrap=True)
 
 
 def _short(text: Any, limit: int = 160) -> str:

@@ -15,7 +15,8 @@ from urllib.request import urlopen
 import psutil
 import pytest
 
-from pipeline.cluster import _session, run_job
+from pipeline.cluster import run_job
+from pipeline.cluster_session import ray_session as open_ray
 from pipeline.config import JobConfig
 from pipeline.report import Progress, RunReport
 from pipeline.store import OutputStore
@@ -38,7 +39,7 @@ run_job(make_config(Path(sys.argv[1]), Path(sys.argv[2])), on_progress=lambda pr
 @pytest.fixture(scope="module")
 def ray_session(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """One Ray for the module; the driver starts it as it does for a user."""
-    with _session(make_config(corpus, tmp_path_factory.mktemp("session"), "ray.num_cpus=2")):
+    with open_ray(make_config(corpus, tmp_path_factory.mktemp("session"), "ray.num_cpus=2")):
         yield
 
 

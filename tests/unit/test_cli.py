@@ -14,6 +14,7 @@ from pipeline.commands import caption_config
 from pipeline.records import UserError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+COMMANDS = ("demo", "index", "heal", "status", "verify", "compact", "export", "caption", "show")
 
 
 @pytest.fixture(autouse=True)
@@ -34,11 +35,11 @@ def test_help_shows_every_command_and_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    for command in ("demo", "index", "status", "verify", "caption", "show"):
+    for command in COMMANDS:
         assert command in done.stdout
 
 
-@pytest.mark.parametrize("command", ["demo", "index", "status", "verify", "caption", "show"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself(command: str) -> None:
     result = call(command, "--help")
     assert result.exit_code == 0
