@@ -111,7 +111,8 @@ def _index(console: Console, one: _Pass) -> list[dict[str, Any]]:
     """Index in one of the two ways, unless that is done; the rows in the order of the videos."""
     console.rule(one.title, align="left", style="dim")
     wanted = {ref.key for ref in list_videos(one.config.corpus)}
-    if wanted <= one.store.committed_keys(one.fingerprint):
+    committed = one.store.committed(one.fingerprint)
+    if all(key in committed for key in wanted):
         console.print(f"all {len(wanted)} videos are already indexed")
     else:
         print_plan(console, one.config, one.revision)

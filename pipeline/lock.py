@@ -2,7 +2,8 @@
 
 ``<output>/_lock/<number>.json`` describes one holder after another; the highest number counts. Acquiring is
 creating the next number exclusively, which a released or stale holder allows; nothing is ever deleted first,
-so two takers cannot both win. The highest file is never removed, only marked as released.
+so two takers cannot both win. The highest file is never removed, only marked as released. A holder whose
+right may have lapsed takes the number after its own in the same way, or finds that another one has.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ from typing import Any
 import psutil
 
 from pipeline.errors import PipelineError, UserError
+from pipeline.retrying import StorageDownError
 from pipeline.storage import Storage
 
 __all__ = ["Holder", "LockLostError", "OutputLock", "read_holder"]
 
 _FOLDER = "_lock"
 _POLL_SECONDS = 0.25
+_CLOCK: int | None = getattr(time, "CLOCK_BOOTTIME", None)
 
 
 class LockLostError(PipelineError):
@@ -90,12 +93,14 @@ class OutputLock:
         wait_seconds: float = 15.0,
     ) -> None:
         self._storage = Storage(uri)
+        self._impatient = Storage(uri, retry_seconds=stale_seconds / 6)  # heartbeats come one after the other
         self._stale_seconds = stale_seconds
         self._confirm_seconds = confirm_seconds
         self._wait_seconds = wait_seconds
         self._number = 0
         self._mine: Holder | None = None
-        self._rewriting = threading.Lock()  # a heartbeat that lands after the release would take it back
+        self._good_at = 0.0  # when the last heartbeat that is known to have arrived was sent
+        self._rewriting = threading.RLock()  # a heartbeat that lands after the release would take it back
 
     @property
     def holder(self) -> Holder | None:
@@ -117,41 +122,65 @@ class OutputLock:
             time.sleep(_POLL_SECONDS)
 
     def heartbeat(self) -> None:
-        """Say that this holder lives; call at least every 10 s. Raises LockLostError after a take-over."""
+        """Say that this holder lives; call at least every 10 s.
+
+        A store that fails is put up with until the right may lapse. Raises LockLostError then, and after a
+        take-over.
+        """
         with self._rewriting:
-            self.check()
-            self._rewrite(heartbeat_at=time.time())
+            try:
+                self._check(self._impatient)
+                self._rewrite(self._impatient, heartbeat_at=time.time())
+            except (OSError, StorageDownError) as error:
+                if self._silent_seconds() > self._stale_seconds:
+                    raise LockLostError(
+                        f"no heartbeat reached {self._storage.uri!r} for {self._silent_seconds():.0f} s, so "
+                        f"that another run may take the output; this run stops without writing ({error})"
+                    ) from error
 
     def check(self) -> None:
         """Raise LockLostError unless this object still holds the output. Cheap; call before a commit."""
-        if self._mine is None:
-            raise LockLostError(f"the lock of {self._storage.uri!r} is not held; call acquire first")
-        number, holder = _highest(self._storage)
-        if number != self._number or holder is None or holder.token != self._mine.token:
-            raise LockLostError(
-                f"{self._storage.uri!r} was taken over by {holder}; this run stops without writing"
-            )
+        with self._rewriting:
+            self._check(self._storage)
 
     def release(self) -> None:
         """Give the output back. Does nothing where it is not held, or was taken over meanwhile."""
         with self._rewriting:
             with suppress(LockLostError):
-                self.check()
-                self._rewrite(released=True)
+                self._check(self._storage)
+                self._rewrite(self._storage, released=True)
             self._mine = None
+
+    def _check(self, storage: Storage) -> None:
+        if self._mine is None:
+            raise LockLostError(f"the lock of {storage.uri!r} is not held; call acquire first")
+        number, holder = _highest(storage)
+        if number != self._number or holder is None or holder.token != self._mine.token:
+            raise LockLostError(f"{storage.uri!r} was taken over by {holder}; this run stops without writing")
+        if self._silent_seconds() > self._stale_seconds and not self._take(self._mine):
+            raise LockLostError(f"{storage.uri!r} was taken over while this run was suspended")
+
+    def _silent_seconds(self) -> float:
+        return _clock() - self._good_at
 
     def _try(self, run_id: str, driver_pid: int) -> bool:
         number, holder = _highest(self._storage)
         if number and not self._may_follow(number, holder):
             return False
-        mine = _myself(run_id, driver_pid)
-        if not self._storage.create(_name(number + 1), _encode(mine)):
+        self._number = number
+        return self._take(_myself(run_id, driver_pid))
+
+    def _take(self, holder: Holder) -> bool:
+        """Create the next number; False where another one has it."""
+        number, sent_at = self._number + 1, _clock()
+        mine = replace(holder, token=uuid.uuid4().hex, heartbeat_at=time.time())
+        if not self._storage.create(_name(number), _encode(mine)):
             return False
         # Between listing and creating, others may have come, gone and tidied up: the highest number counts.
-        if _highest(self._storage)[0] != number + 1:
-            self._storage.delete(_name(number + 1))
+        if _highest(self._storage)[0] != number:
+            self._storage.delete(_name(number))
             return False
-        self._number, self._mine = number + 1, mine
+        self._number, self._mine, self._good_at = number, mine, sent_at
         self._tidy()
         return True
 
@@ -167,10 +196,11 @@ class OutputLock:
         # A heartbeat from the future is as suspicious as an old one: it is a wrong clock, here or there.
         return abs(time.time() - holder.heartbeat_at) > self._stale_seconds
 
-    def _rewrite(self, **changes: Any) -> None:
+    def _rewrite(self, storage: Storage, **changes: Any) -> None:
         assert self._mine is not None  # check() has been called
-        self._mine = replace(self._mine, **changes)
-        self._storage.write(_name(self._number), _encode(self._mine))
+        changed, sent_at = replace(self._mine, **changes), _clock()
+        storage.write(_name(self._number), _encode(changed))
+        self._mine, self._good_at = changed, sent_at
 
     def _tidy(self) -> None:
         for entry in self._storage.files(_FOLDER):
@@ -233,6 +263,11 @@ def _myself(run_id: str, driver_pid: int) -> Holder:
         acquired_at=now,
         heartbeat_at=now,
     )
+
+
+def _clock() -> float:
+    """Seconds that go on while the machine is suspended, where there is such a clock."""
+    return time.clock_gettime(_CLOCK) if _CLOCK is not None else time.monotonic()
 
 
 def _boot_id() -> str:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+import pyarrow.compute as pc
+
 from pipeline.errors import UserError
 from pipeline.lock import Holder, read_holder
-from pipeline.store import RUNS, OutputStore, read_json
+from pipeline.parts import map_parts
+from pipeline.storage import Entry
+from pipeline.store import RUNS, OutputStore, again_if_merged, read_json
 
-__all__ = ["Identity", "OutputStatus", "existing_store", "identity_of", "run_reports", "status"]
-
-Identity = tuple[str, str, str]  # (video_id, version, fingerprint)
+__all__ = ["OutputStatus", "existing_store", "run_reports", "status"]
 
 
 @dataclass(frozen=True)
@@ -43,15 +44,9 @@ def status(uri: str, table: str = "videos") -> OutputStatus:
     Raises UserError where there is no output at all, or a part cannot be read.
     """
     store = existing_store(uri, table)
-    indexed: set[Identity] = set()
-    newest: datetime | None = None
-    rows = 0
-    for row in store.iter_rows(("video_id", "version", "fingerprint", "indexed_at")):
-        rows += 1
-        indexed.add(identity_of(row))
-        newest = max(newest, row["indexed_at"]) if newest else row["indexed_at"]
     binding = store.binding()
     fingerprint = binding["fingerprint"] if binding else None
+    parts, rows, newest = again_if_merged(lambda: _rows(store))
     runs = sorted(run_reports(store), key=lambda report: str(report.get("finished_at", "")))
     return OutputStatus(
         uri=uri,
@@ -59,12 +54,30 @@ def status(uri: str, table: str = "videos") -> OutputStatus:
         tables=store.tables(),
         fingerprint=fingerprint,
         rows=rows,
-        parts=len(store.parts(table)),
-        failures_by_reason=_failures_by_reason(store, indexed, fingerprint),
+        parts=parts,
+        failures_by_reason=_failures_by_reason(store, fingerprint),
         last_indexed_at=newest,
         last_run=runs[-1] if runs else None,
         holder=read_holder(store.storage),
     )
+
+
+def _rows(store: OutputStore) -> tuple[int, int, datetime | None]:
+    """Numbers of parts and rows, and when the last row was made."""
+
+    def facts(entry: Entry) -> tuple[int, datetime | None]:
+        tables = list(store.iter_part(store.table, entry, ("indexed_at",)))
+        newest = [pc.max(table["indexed_at"]).as_py() for table in tables if len(table)]
+        return sum(map(len, tables)), max(newest, default=None)
+
+    found = list(map_parts(facts, store.parts(store.table)))
+    times = [newest for _, newest in found if newest is not None]
+    return len(found), sum(rows for rows, _ in found), max(times, default=None)
+
+
+def _failures_by_reason(store: OutputStore, fingerprint: str | None) -> dict[str, int]:
+    failed = store.failures_of(fingerprint).by_reason() if fingerprint is not None else {}
+    return {reason.value: number for reason, number in failed.items()}
 
 
 def existing_store(uri: str, table: str) -> OutputStore:
@@ -79,21 +92,6 @@ def existing_store(uri: str, table: str) -> OutputStore:
         )
         raise UserError(f"no table {table!r} in {uri!r}; {there}")
     return store
-
-
-def _failures_by_reason(
-    store: OutputStore, indexed: set[Identity], fingerprint: str | None
-) -> dict[str, int]:
-    reason_of: dict[Identity, str] = {}
-    for row in store.iter_failures(("video_id", "version", "fingerprint", "is_final", "reason")):
-        if row["is_final"] and row["fingerprint"] == fingerprint:
-            reason_of[identity_of(row)] = row["reason"]
-    return dict(Counter(reason for key, reason in reason_of.items() if key not in indexed).most_common())
-
-
-def identity_of(row: Mapping[str, Any]) -> Identity:
-    """What must not be there twice."""
-    return (row["video_id"], row["version"], row["fingerprint"])
 
 
 def run_reports(store: OutputStore) -> Iterator[dict[str, Any]]:

@@ -1,59 +1,63 @@
 """One folder on any fsspec filesystem, written so that no reader ever sees half a file.
 
 The only file that knows how output becomes visible. Local: a dot-prefixed temporary name, fsync, rename,
-fsync of the folder. Object storage: one PUT.
+fsync of the folder. Object storage: one PUT, or one multipart upload, repeated under its name until it is
+known to have arrived. What may be done twice is tried again for about a minute: see retrying.py.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import time
-import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from datetime import datetime
+from functools import partial
+from typing import Any, TypeVar, cast
 
-import fsspec
+import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import UserError
+from pipeline.filesystems import RangeFile, open_filesystem
+from pipeline.local_files import create_file, is_temporary, make_folder, sync_folder, write_file
+from pipeline.retrying import RETRY_SECONDS, StorageDownError, is_passing, retry
 
 __all__ = ["Entry", "Storage"]
 
-_EXTRAS = {
-    "s3": "s3",
-    "s3a": "s3",
-    "gs": "gcs",
-    "gcs": "gcs",
-    "abfs": "azure",
-    "abfss": "azure",
-    "az": "azure",
-}
-_ATOMIC_CREATE = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"}
-_TEMPORARY_SUFFIX = ".tmp"
-_PUT_TRIES = 3
+_S3 = {"s3", "s3a"}
+_WRITTEN = ("mtime", "LastModified", "last_modified", "created")
+_ATOMIC_CREATE = {*_S3, "gs", "gcs", "abfs", "abfss", "az"}
+_S3_CHUNK_BYTES = 50 * 2**20  # from twice this on an upload goes in chunks, and appears when it is complete
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One file in a folder: base name and size in bytes."""
+    """One file in a folder: base name, size in bytes, and when it was written (epoch seconds, 0: unknown)."""
 
     name: str
     num_bytes: int
+    written_at: float = 0.0
 
 
 class Storage:
     """A root folder and the few operations the output needs; names are relative, parted by ``/``.
 
     settle_seconds: pause before ``create`` looks again who won, on stores without a conditional create.
-    Raises UserError for an address that no installed filesystem understands.
+    retry_seconds: how long an operation is tried again after errors that pass.
+    Raises UserError for an address that no installed filesystem understands, and where access is denied;
+    StorageDownError when an object store has failed for that long.
     """
 
-    def __init__(self, uri: str, settle_seconds: float = 1.0) -> None:
+    def __init__(self, uri: str, settle_seconds: float = 1.0, retry_seconds: float = RETRY_SECONDS) -> None:
         self.uri = uri
-        self._fs, self._root = _open_filesystem(uri)
-        self._is_local = isinstance(self._fs, LocalFileSystem)
+        self._fs, self._root = open_filesystem(uri)
+        self.is_local = isinstance(self._fs, LocalFileSystem)
+        self.retry_seconds = retry_seconds
         self._settle_seconds = 0.0 if self._protocols & _ATOMIC_CREATE else settle_seconds
 
     @property
@@ -65,34 +69,51 @@ class Storage:
         """The full path of a file, as its filesystem writes it."""
         return f"{self._root.rstrip('/')}/{name}"
 
+    def address(self, name: str) -> str:
+        """The full address of a file, as other tools take it: a path here, a URL elsewhere."""
+        return self.path(name) if self.is_local else str(self._fs.unstrip_protocol(self.path(name)))
+
     def exists(self) -> bool:
         """Whether the root holds anything."""
-        return bool(self._fs.exists(self._root))
+        return bool(self._try(lambda: self._fs.exists(self._root)))
 
     def files(self, folder: str) -> list[Entry]:
         """The files of a folder, by name, temporary ones left out; empty where there is no such folder."""
-        return [entry for entry in self._list(folder) if not _is_temporary(entry.name)]
+        return [entry for entry in self._list(folder) if not is_temporary(entry.name)]
 
-    def folders(self) -> list[str]:
-        """Names of the folders directly under the root."""
-        return sorted(_base(str(item["name"])) for item in self._ls("") if item["type"] == "directory")
+    def folders(self, folder: str = "") -> list[str]:
+        """Names of the folders directly under the root, or under a folder of it."""
+        return sorted(_base(str(item["name"])) for item in self._ls(folder) if item["type"] == "directory")
 
     def leftovers(self, folder: str) -> list[str]:
         """Names of temporary files that a killed writer left in a folder."""
-        return [f"{folder}/{entry.name}" for entry in self._list(folder) if _is_temporary(entry.name)]
+        return [f"{folder}/{entry.name}" for entry in self._list(folder) if is_temporary(entry.name)]
 
     def read(self, name: str) -> bytes | None:
         """All bytes of a file; None where there is none."""
         try:
-            return cast(bytes, self._fs.cat_file(self.path(name)))
+            return cast(bytes, self._try(lambda: self._fs.cat_file(self.path(name))))
         except FileNotFoundError:
             return None
 
+    def read_range(self, name: str, start: int, end: int) -> bytes:
+        """The bytes [start, end) of a file, which must be there; raises FileNotFoundError, or OSError."""
+        return self._try(partial(self._range, self.path(name), start, end))
+
+    def _range(self, path: str, start: int, end: int) -> bytes:
+        data = cast(bytes, self._fs.cat_file(path, start=start, end=end)) if end > start else b""
+        if len(data) != end - start:
+            raise ConnectionError(f"{path}: {len(data)} of {end - start} bytes came")
+        return data
+
     @contextlib.contextmanager
-    def open(self, name: str) -> Iterator[Any]:
-        """A seekable binary file for reading by range."""
-        with self._fs.open(self.path(name), "rb") as file:
-            yield file
+    def open(self, name: str, num_bytes: int) -> Iterator[Any]:
+        """A seekable binary file of known size, for reading by range."""
+        if self.is_local:
+            with pa.OSFile(self.path(name)) as file:
+                yield file
+        else:
+            yield RangeFile(partial(self.read_range, name), num_bytes)
 
     def write(self, name: str, data: bytes) -> str:
         """Make a file visible, whole or not at all, in place of one of that name; returns its path.
@@ -100,28 +121,45 @@ class Storage:
         A failed PUT is tried again under the same name, so that one whose answer got lost cannot double a
         part. Callers must not repeat a failed write under another name.
         """
-        if self._is_local:
-            self._write_local(name, data)
+        if self.is_local:
+            write_file(self.path(name), data)
         else:
-            self._put(name, data)
+            self._try(lambda: self._fs.pipe_file(self.path(name), data))
         return self.path(name)
+
+    def upload(self, name: str, source: str) -> str:
+        """As ``write``, from a file of this machine, which may be large and is gone or left as it was."""
+        target = self.path(name)
+        if not self.is_local:
+            options = {"chunksize": _S3_CHUNK_BYTES} if self._protocols & _S3 else {}
+            self._try(lambda: self._fs.put_file(source, target, **options))
+            return target
+        make_folder(os.path.dirname(target))
+        os.replace(source, target)  # same file system: ``local_scratch``
+        sync_folder(os.path.dirname(target))
+        return target
 
     def create(self, name: str, data: bytes) -> bool:
         """Create a file only if there is none of that name; False if another one was first.
 
         Exactly one caller wins on local filesystems (link of a complete file) and on AWS S3, Google Cloud
-        Storage and Azure (conditional PUT; s3fs from 2024.12). Other stores have only "look, then write":
-        there the last writer wins and the others find out after ``settle_seconds``; a writer slower than
-        that goes unnoticed here, so callers must keep checking.
+        Storage and Azure (conditional PUT). Other stores have only "look, then write": there the last writer
+        wins and the others find out after ``settle_seconds``; a writer slower than that goes unnoticed here,
+        so callers must keep checking.
+
+        An answer that got lost is found out by reading back, so ``data`` must differ between callers.
         """
-        if self._is_local:
-            return self._link_local(name, data)
-        failure: OSError | None = None
+        if self.is_local:
+            return create_file(self.path(name), data)
+        return self._try(lambda: self._create_once(name, data))
+
+    def _create_once(self, name: str, data: bytes) -> bool:
+        failure: Exception | None = None
         try:
             self._fs.pipe_file(self.path(name), data, mode="create")
         except FileExistsError:
-            return False
-        except OSError as error:  # some stores answer a lost race, or a won one, with another error
+            pass  # perhaps our own, from a try whose answer got lost
+        except Exception as error:  # some stores answer a lost race, or a won one, with another error
             failure = error
         time.sleep(self._settle_seconds)
         seen = self.read(name)
@@ -132,118 +170,73 @@ class Storage:
     def delete(self, name: str) -> None:
         """Remove a file; no error where there is none."""
         with contextlib.suppress(FileNotFoundError):
-            self._fs.rm_file(self.path(name))
+            self._try(lambda: self._fs.rm_file(self.path(name)))
+
+    def delete_folder(self, folder: str) -> None:
+        """Remove a folder of this machine and all that is in it; elsewhere folders go with their files."""
+        if self.is_local:
+            shutil.rmtree(self.path(folder), ignore_errors=True)
+
+    def abort_uploads(self) -> int:
+        """End multipart uploads that killed writers left below the root; returns how many. S3 only.
+
+        They are invisible but cost money. Call it while holding the output. Where that is not allowed, or not
+        to be had, they stay: no run should fail for it.
+        """
+        if not self._protocols & _S3:
+            return 0
+        bucket, _, prefix = self._root.partition("/")
+        page = {"Bucket": bucket, "Prefix": f"{prefix.rstrip('/')}/"}
+        try:
+            found = self._fs.call_s3("list_multipart_uploads", **page).get("Uploads", [])
+            for upload in found:
+                self._fs.abort_mpu(bucket, upload["Key"], upload["UploadId"])
+        except Exception:  # whatever botocore and its transports raise
+            return 0
+        return len(found)
 
     def _ls(self, folder: str) -> list[dict[str, Any]]:
         path = self.path(folder) if folder else self._root
-        self._fs.invalidate_cache(path)
         try:
-            return cast("list[dict[str, Any]]", self._fs.ls(path, detail=True))
+            return self._try(lambda: self._listing(path))
         except (FileNotFoundError, NotADirectoryError):
             return []
 
+    def _listing(self, path: str) -> list[dict[str, Any]]:
+        self._fs.invalidate_cache(path)
+        return cast("list[dict[str, Any]]", self._fs.ls(path, detail=True))
+
     def _list(self, folder: str) -> list[Entry]:
         files = [item for item in self._ls(folder) if item["type"] == "file"]
-        return sorted(
-            (Entry(_base(str(item["name"])), int(item["size"] or 0)) for item in files), key=lambda e: e.name
-        )
+        return sorted(map(_entry, files), key=lambda entry: entry.name)
 
-    def _put(self, name: str, data: bytes) -> None:
-        for attempt in range(1, _PUT_TRIES + 1):
-            try:
-                self._fs.pipe_file(self.path(name), data)
-                return
-            except OSError:
-                if attempt == _PUT_TRIES:
-                    raise
-                time.sleep(0.5 * 2**attempt)
-
-    def _write_local(self, name: str, data: bytes) -> None:
-        target = self.path(name)
-        with _temporary_beside(target, data) as temporary:
-            os.replace(temporary, target)
-        _sync_folder(os.path.dirname(target))
-
-    def _link_local(self, name: str, data: bytes) -> bool:
-        target = self.path(name)
-        with _temporary_beside(target, data) as temporary:
-            try:
-                os.link(temporary, target)
-            except FileExistsError:
-                return False
-            except OSError:  # no hard links here (FAT, some network mounts)
-                return _create_plainly(target, data)
-        _sync_folder(os.path.dirname(target))
-        return True
+    def _try(self, work: Callable[[], T]) -> T:
+        if self.is_local:
+            return work()
+        try:
+            return retry(work, self.retry_seconds)
+        except PermissionError as error:
+            raise UserError(
+                f"access to {self.uri!r} is denied ({error}); check the credentials in the environment"
+            ) from error
+        except Exception as error:
+            if not is_passing(error):
+                raise
+            raise StorageDownError(
+                f"{self.uri!r} failed for {self.retry_seconds:.0f} s, the last time with: {error!r}"
+            ) from error
 
 
-def _open_filesystem(uri: str) -> tuple[Any, str]:
-    protocol = uri.partition("://")[0] if "://" in uri else "file"
-    try:
-        filesystem, root = fsspec.core.url_to_fs(uri)
-    except ImportError as error:
-        extra = _EXTRAS.get(protocol)
-        way_out = f'pip install "flashvid-index[{extra}]"' if extra else str(error)
-        raise UserError(f"{uri!r} needs a filesystem that is not installed: {way_out}") from None
-    except ValueError as error:
-        raise UserError(f"{uri!r} is not an address fsspec understands: {error}") from None
-    return filesystem, str(root)
+def _entry(item: dict[str, Any]) -> Entry:
+    written = next((item[key] for key in _WRITTEN if item.get(key) is not None), 0.0)
+    if isinstance(written, datetime):
+        written = written.timestamp()
+    return Entry(
+        _base(str(item["name"])),
+        int(item["size"] or 0),
+        float(written) if isinstance(written, int | float) else 0.0,
+    )
 
 
 def _base(path: str) -> str:
     return path.rstrip("/").rsplit("/", 1)[-1]
-
-
-def _is_temporary(name: str) -> bool:
-    return name.startswith(".") and name.endswith(_TEMPORARY_SUFFIX)
-
-
-@contextlib.contextmanager
-def _temporary_beside(target: str, data: bytes) -> Iterator[str]:
-    """A complete, synced file under a name that readers ignore; gone afterwards, moved or not."""
-    folder, base = os.path.split(target)
-    _make_folder(folder)
-    temporary = os.path.join(folder, f".{base}.{uuid.uuid4().hex[:8]}{_TEMPORARY_SUFFIX}")
-    try:
-        _create_plainly(temporary, data)
-        yield temporary
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-
-
-def _create_plainly(path: str, data: bytes) -> bool:
-    try:
-        with open(path, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    except FileExistsError:
-        return False
-    return True
-
-
-def _make_folder(folder: str) -> None:
-    if os.path.isdir(folder):
-        return
-    parent = os.path.dirname(folder)
-    _make_folder(parent)
-    try:
-        os.mkdir(folder)
-    except FileExistsError:
-        if not os.path.isdir(folder):
-            raise UserError(f"{folder!r} must be a folder to write to, but it is a file") from None
-        return
-    except PermissionError:
-        raise UserError(
-            f"cannot create the folder {folder!r}: permission denied; choose another output"
-        ) from None
-    _sync_folder(parent)
-
-
-def _sync_folder(folder: str) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -4,41 +4,67 @@
 ``<output>/failures/part-*.parquet``    one row per failed attempt
 ``<output>/_runs/<run_id>.json``        the report of a run that ended
 ``<output>/_tables/<table>.json``       the fingerprint the table is bound to, and what it stands for
+``<output>/_compact/``                  merges of small parts that readers must know of: merges.py
+``<output>/_shards/``                   indexes of tar shards, a cache
 
-A part that exists is committed; nothing else says so.
+A part that exists is committed; nothing else says so, but the record of a merge that replaces it.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline import binding
+from pipeline.binding import TABLES, json_bytes, read_json
 from pipeline.errors import UserError
-from pipeline.parts import PART_PATTERN, PartBuffer, encode_part, read_part
+from pipeline.failed_so_far import ATTEMPT_COLUMNS, Attempts, FailedSoFar, attempts_of
+from pipeline.keyset import KeySet, digests_of
+from pipeline.merges import drop_replaced, find_retired, finish_merges, is_torn, read_merges
+from pipeline.parts import (
+    PART_PATTERN,
+    PartBuffer,
+    PartGoneError,
+    encode_failures,
+    encode_rows,
+    iter_part,
+    map_parts,
+)
 from pipeline.records import Failure, VideoRow
-from pipeline.schemas import FAILURE_SCHEMA, VIDEO_SCHEMA
+from pipeline.schemas import video_schema
+from pipeline.shard_cache import SHARDS, ShardCache
 from pipeline.storage import Entry, Storage
 
-__all__ = ["FAILURES", "RUNS", "TABLES", "OutputStore", "PartBuffer", "is_part", "read_json"]
+__all__ = [
+    "FAILURES",
+    "RUNS",
+    "TABLES",
+    "OutputStore",
+    "PartBuffer",
+    "again_if_merged",
+    "is_part",
+    "part_name",
+    "read_json",
+]
 
 FAILURES = "failures"
 RUNS = "_runs"
-TABLES = "_tables"
 
 _PART = re.compile(PART_PATTERN)
-_READERS = 8  # parts read at once when resuming; bounds memory at eight parts
 _FENCE_SECONDS = 20.0  # well under the 60 s after which a silent holder may be replaced
+_BATCH_ROWS = 1000  # rows that become Python objects at once
+_TRIES = 5
+_PAUSE_SECONDS = 0.1
 
-Key = tuple[str, str]
+T = TypeVar("T")
 
 
 class OutputStore:
@@ -46,45 +72,73 @@ class OutputStore:
 
     fence: called before every commit; raises where this run has lost its right to write (OutputLock.check).
     A commit that took so long that the right may have lapsed meanwhile is checked again, and withdrawn.
+    columns: what is carried over from a manifest, name -> type, after the columns of VIDEO_SCHEMA.
 
     Local and object storage alike: every method uses only list, read, one PUT, and delete.
     """
 
-    def __init__(self, uri: str, table: str = "videos", fence: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        uri: str,
+        table: str = "videos",
+        fence: Callable[[], None] | None = None,
+        columns: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self.table = table
         self.storage = Storage(uri)
         self._fence = fence
+        self._columns = dict(columns)
+        self._schema = video_schema(self._columns)
 
     def bind(self, fingerprint: str, semantic: Mapping[str, Any]) -> None:
-        """Tie the table to a fingerprint, or check that it is tied to this one.
+        """Tie the table to a fingerprint and its columns, or check that it is tied to these.
 
         ``semantic``: what the fingerprint covers, as JSON values; shown as a difference in the refusal.
-        Raises UserError where the table is bound to another fingerprint or holds rows of another one.
+        Raises UserError where the table is bound to another fingerprint or holds rows of another one. A table
+        without rows is bound anew.
         """
-        name = f"{TABLES}/{self.table}.json"
-        binding = {"fingerprint": fingerprint, "semantic": dict(semantic), "bound_at": _now_text()}
-        bound = self.binding()
-        if bound is None:
+        parts = self.parts(self.table)
+        if parts and self.binding() is None:
             self._refuse_foreign_rows(fingerprint)
-            if self.storage.create(name, _json_bytes(binding)):
-                return
-            bound = self.binding()
-        if bound is not None and bound["fingerprint"] != fingerprint:
-            raise UserError(self._refusal(bound.get("semantic") or {}, semantic))
+        binding.bind(self.storage, self.table, fingerprint, semantic, self._columns, is_empty=not parts)
 
     def binding(self) -> dict[str, Any] | None:
-        """What the table is bound to: fingerprint, semantic, bound_at; None where it is new."""
-        return read_json(self.storage, f"{TABLES}/{self.table}.json", "fingerprint")
+        """What the table is bound to: fingerprint, semantic, columns, bound_at; None where it is new."""
+        return binding.read_binding(self.storage, self.table)
 
-    def committed_keys(self, fingerprint: str) -> set[Key]:
-        """(video_id, version) of every committed row of this fingerprint."""
-        return self._keys(self.table, pc.field("fingerprint") == fingerprint)
+    def committed(self, fingerprint: str) -> KeySet:
+        """The (video_id, version) of every committed row of this fingerprint; 16 bytes each."""
 
-    def final_failures(self, fingerprint: str) -> set[Key]:
-        """(video_id, version) of every final failure of this fingerprint that no row has made up for."""
-        wanted = (pc.field("fingerprint") == fingerprint) & pc.field("is_final")
-        failed = self._keys(FAILURES, wanted, ("is_final",))
-        return failed - self.committed_keys(fingerprint) if failed else failed
+        def digests(entry: Entry) -> bytes:
+            tables = self.iter_part(self.table, entry, ("video_id", "version", "fingerprint"))
+            return b"".join(_digests_of_job(table, fingerprint) for table in tables)
+
+        def read() -> KeySet:
+            raw = bytearray()
+            for some in map_parts(digests, self.parts(self.table)):
+                raw += some
+            return KeySet(raw)
+
+        return again_if_merged(read)
+
+    def failures_of(self, fingerprint: str, committed: KeySet | None = None) -> FailedSoFar:
+        """What earlier runs recorded in failures/ for this fingerprint and table.
+
+        ``committed``: what ``committed`` returned, which takes a while; read again where it is not given.
+        """
+
+        def attempts(entry: Entry) -> list[Attempts]:
+            tables = self.iter_part(FAILURES, entry, ATTEMPT_COLUMNS)
+            return [attempts_of(table, fingerprint, self.table) for table in tables]
+
+        def read() -> FailedSoFar:
+            found = map_parts(attempts, self.parts(FAILURES))
+            return FailedSoFar(some for part in found for some in part)
+
+        failed = again_if_merged(read)
+        if failed.num_final:
+            failed.settle(self.committed(fingerprint) if committed is None else committed)
+        return failed
 
     def write_rows(self, rows: Sequence[VideoRow]) -> str | None:
         """Commit rows as one new part; its path, None for no rows.
@@ -92,29 +146,58 @@ class OutputStore:
         After an error whether the part exists is unknown: stop the run rather than write the rows again; the
         next run reads back what is there.
         """
-        return self._commit(self.table, [row.to_record() for row in rows], VIDEO_SCHEMA)
+        return self._commit(self.table, encode_rows(rows, self._schema)) if rows else None
 
     def write_failures(self, failures: Sequence[Failure]) -> str | None:
         """Commit failed attempts as one new part; as ``write_rows``."""
-        return self._commit(FAILURES, [failure.to_record() for failure in failures], FAILURE_SCHEMA)
+        return self._commit(FAILURES, encode_failures(failures)) if failures else None
 
     def write_run(self, run_id: str, report: Mapping[str, Any]) -> str:
         """Write, or replace, the report of a run; JSON values, with a ``counts`` mapping."""
-        return self.storage.write(f"{RUNS}/{run_id}.json", _json_bytes(report))
+        return self.storage.write(f"{RUNS}/{run_id}.json", json_bytes(report))
+
+    def shard_cache(self) -> ShardCache:
+        """Where indexes of tar shards are kept."""
+        return ShardCache(self.storage)
 
     def iter_rows(self, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
         """Committed rows as plain mappings, part by part in the order they were written."""
-        for entry in self.parts(self.table):
-            yield from read_part(self.storage, self.table, entry, columns).to_pylist()
+        return self._iter(self.table, columns)
 
     def iter_failures(self, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
         """Recorded failures as plain mappings, in the order they were written."""
-        for entry in self.parts(FAILURES):
-            yield from read_part(self.storage, FAILURES, entry, columns).to_pylist()
+        return self._iter(FAILURES, columns)
+
+    def _iter(self, folder: str, columns: Sequence[str] | None) -> Iterator[dict[str, Any]]:
+        for entry in self.parts(folder):
+            for table in self.iter_part(folder, entry, columns):
+                for batch in table.to_batches(_BATCH_ROWS):
+                    yield from batch.to_pylist()
+
+    def iter_part(
+        self, folder: str, entry: Entry, columns: Sequence[str] | None = None
+    ) -> Iterator[pa.Table]:
+        """The wanted columns of one part, row group by row group; also of one merged since it was listed.
+
+        Raises PartGoneError where it is gone for good: list again. See ``again_if_merged``.
+        """
+        try:
+            yield from iter_part(self.storage, folder, entry, columns)
+        except PartGoneError:
+            retired = find_retired(self.storage, folder, entry)
+            if retired is None:
+                raise
+            yield from iter_part(self.storage, retired, entry, columns)
 
     def parts(self, folder: str) -> list[Entry]:
-        """The committed parts of the table or of the failures, oldest first."""
-        return [entry for entry in self.storage.files(folder) if is_part(entry.name)]
+        """The committed parts of the table or of the failures that count, oldest first."""
+        for _ in range(_TRIES):
+            entries = [entry for entry in self.storage.files(folder) if is_part(entry.name)]
+            merges = read_merges(self.storage)  # after the listing: a record comes before its part
+            if not is_torn(folder, [entry.name for entry in entries], merges):
+                break
+            time.sleep(_PAUSE_SECONDS)
+        return drop_replaced(folder, entries, merges)
 
     def tables(self) -> tuple[str, ...]:
         """Names of the tables in this output, by name: folders with a part, and bound ones without."""
@@ -125,70 +208,57 @@ class OutputStore:
         return tuple(sorted(bound | {name for name in folders if self.parts(name)}))
 
     def clean(self) -> int:
-        """Remove what killed writers left half written; call it while holding the lock. Returns how many."""
-        leftovers = [name for folder in self._folders() for name in self.storage.leftovers(folder)]
+        """Remove what killed writers left half written, and merged parts whose time has come.
+
+        Call it while holding the lock. Returns how many files.
+        """
+        folders = (self.table, FAILURES, RUNS, TABLES, SHARDS)
+        leftovers = [name for folder in folders for name in self.storage.leftovers(folder)]
         for name in leftovers:
             self.storage.delete(name)
-        return len(leftovers)
+        return len(leftovers) + self.storage.abort_uploads() + finish_merges(self.storage)
 
-    def _folders(self) -> tuple[str, ...]:
-        return (self.table, FAILURES, RUNS, TABLES)
-
-    def _commit(self, folder: str, records: list[dict[str, Any]], schema: pa.Schema) -> str | None:
-        if not records:
-            return None
-        data = encode_part(records, schema)
-        stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S%fZ")
-        name = f"{folder}/part-{stamp}-{uuid.uuid4().hex[:12]}.parquet"
-        self._check_fence()
+    def _commit(self, folder: str, data: bytes) -> str:
+        name = f"{folder}/{part_name(datetime.now(timezone.utc))}"
+        self.check_fence()
         checked_at = time.monotonic()
         path = self.storage.write(name, data)
         if time.monotonic() - checked_at > _FENCE_SECONDS:
             self._withdraw_if_fenced(name)
         return path
 
-    def _check_fence(self) -> None:
+    def check_fence(self) -> None:
+        """Raise where this run has lost its right to write."""
         if self._fence is not None:
             self._fence()
 
     def _withdraw_if_fenced(self, name: str) -> None:
         try:
-            self._check_fence()
+            self.check_fence()
         except Exception:
             self.storage.delete(name)
             raise
 
-    def _keys(self, folder: str, wanted: pc.Expression, more: tuple[str, ...] = ()) -> set[Key]:
-        columns = ("video_id", "version", "fingerprint", *more)
-
-        def keys(entry: Entry) -> set[Key]:
-            table = read_part(self.storage, folder, entry, columns).filter(wanted)
-            return set(zip(table["video_id"].to_pylist(), table["version"].to_pylist(), strict=True))
-
-        with ThreadPoolExecutor(_READERS) as readers:
-            return set().union(*readers.map(keys, self.parts(folder)))
-
     def _refuse_foreign_rows(self, fingerprint: str) -> None:
-        for row in self.iter_rows(["fingerprint"]):
-            if row["fingerprint"] != fingerprint:
-                raise UserError(
-                    f"table {self.table!r} in {self.storage.uri!r} holds rows of fingerprint "
-                    f"{row['fingerprint']}, this job has {fingerprint}; choose another output.table or "
-                    f"output.uri"
-                )
+        for entry in self.parts(self.table):
+            for table in self.iter_part(self.table, entry, ["fingerprint"]):
+                others = set(pc.unique(table["fingerprint"]).to_pylist()) - {fingerprint}
+                if others:
+                    raise UserError(
+                        f"table {self.table!r} in {self.storage.uri!r} holds rows of fingerprint "
+                        f"{min(others)}, this job has {fingerprint}; choose another output.table or "
+                        f"output.uri"
+                    )
 
-    def _refusal(self, bound: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-        before, after = dict(_flatten(bound)), dict(_flatten(wanted))
-        names = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
-        lines = [f"  {name}: {before.get(name)!r} there, {after.get(name)!r} here" for name in names]
-        return "\n".join(
-            [
-                f"table {self.table!r} in {self.storage.uri!r} was made with other settings:",
-                *(lines or ["  (same settings, but made by another version of this program)"]),
-                f"Rows of both in one table could not be told apart. Choose another table, e.g. "
-                f"output.table={self.table}_2, or another output.uri, or restore the settings.",
-            ]
-        )
+
+def again_if_merged(work: Callable[[], T]) -> T:
+    """The result of reading many parts, begun again where they were merged into others meanwhile."""
+    for _ in range(_TRIES - 1):
+        try:
+            return work()
+        except PartGoneError:
+            time.sleep(_PAUSE_SECONDS)
+    return work()
 
 
 def is_part(name: str) -> bool:
@@ -196,37 +266,12 @@ def is_part(name: str) -> bool:
     return _PART.fullmatch(name) is not None
 
 
-def read_json(storage: Storage, name: str, *required: str) -> dict[str, Any] | None:
-    """A JSON mapping; None where there is no such file. Raises UserError for anything else."""
-    data = storage.read(name)
-    if data is None:
-        return None
-    try:
-        value = json.loads(data)
-        lacking = [key for key in required if key not in value]
-    except (ValueError, TypeError) as error:
-        raise UserError(
-            f"{storage.path(name)!r} is not readable JSON ({error}); restore or delete it"
-        ) from None
-    if lacking or not isinstance(value, dict):
-        raise UserError(f"{storage.path(name)!r} lacks {lacking or 'a mapping'}; restore or delete it")
-    return value
+def part_name(at: datetime) -> str:
+    """A fresh base name of a part; parts sort by their time."""
+    return f"part-{at.strftime('%Y%m%dT%H%M%S%fZ')}-{uuid.uuid4().hex[:12]}.parquet"
 
 
-def _json_bytes(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(value, indent=1, sort_keys=True, default=str).encode()
-
-
-def _now_text() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
-def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping) and value:
-        for key, item in value.items():
-            yield from _flatten(item, f"{prefix}.{key}" if prefix else str(key))
-    elif isinstance(value, list | tuple) and value:
-        for number, item in enumerate(value):
-            yield from _flatten(item, f"{prefix}[{number}]")
-    else:
-        yield prefix, value
+def _digests_of_job(table: pa.Table, fingerprint: str) -> bytes:
+    mine = pc.equal(table["fingerprint"], fingerprint)
+    rows = table if pc.all(mine).as_py() else table.filter(mine)
+    return digests_of(rows["video_id"], rows["version"])

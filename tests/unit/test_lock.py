@@ -21,7 +21,8 @@ from pipeline.errors import UserError
 from pipeline.lock import LockLostError, OutputLock, read_holder
 from pipeline.storage import Storage
 
-ROUNDS = 50
+ROUNDS = 20
+RACERS = ("left", "middle", "right")
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -150,6 +151,21 @@ def test_the_overslept_holder_is_fenced_off(uri: str) -> None:
     assert holder.run_id == "run-2"
 
 
+def test_a_holder_that_overslept_while_nobody_came_goes_on(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its right lapsed, so it takes the output anew, which only one can: who looked before is too late."""
+    now = [1000.0]
+    monkeypatch.setattr("pipeline.lock._clock", lambda: now[0])
+    sleeper, late = quick(uri), quick(uri)
+    sleeper.acquire("run-1")
+    before = [entry.name for entry in Storage(uri).files("_lock")]
+    now[0] += 61
+    sleeper.check()
+    assert [entry.name for entry in Storage(uri).files("_lock")] == ["00000002.json"] != before
+    late._number = 1  # it had seen the stale holder, and would now create number 2
+    assert not late._take(sleeper.holder)  # type: ignore[arg-type]
+    sleeper.heartbeat()
+
+
 def test_heartbeat_keeps_the_lock_fresh(uri: str) -> None:
     lock = quick(uri)
     lock.acquire("run-1")
@@ -250,15 +266,15 @@ def _race(name: str, uris: list[str], barrier: Any, wins: Any) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("left_by", ["nobody", "released", "dead"])
-def test_two_processes_race_and_exactly_one_wins(tmp_path: Path, left_by: str) -> None:
+def test_processes_race_and_exactly_one_wins(tmp_path: Path, left_by: str) -> None:
     uris = [str(tmp_path / f"{number}") for number in range(ROUNDS)]
     for uri in uris if left_by != "nobody" else []:
         lock = quick(uri)
         lock.acquire("before")
         lock.release() if left_by == "released" else rewrite_lock(uri, pid=dead_pid_once())
     context = multiprocessing.get_context("spawn")
-    barrier, wins = context.Barrier(2), context.Queue()
-    racers = [context.Process(target=_race, args=(name, uris, barrier, wins)) for name in ("left", "right")]
+    barrier, wins = context.Barrier(len(RACERS)), context.Queue()
+    racers = [context.Process(target=_race, args=(name, uris, barrier, wins)) for name in RACERS]
     for racer in racers:
         racer.start()
     for racer in racers:

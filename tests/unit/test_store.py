@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
 import time
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import duckdb
@@ -19,11 +21,12 @@ import pytest
 
 from pipeline.errors import Reason, UserError
 from pipeline.lock import LockLostError, OutputLock
-from pipeline.parts import PartBuffer, encode_part
+from pipeline.parts import PartBuffer, encode_rows
 from pipeline.schemas import VIDEO_SCHEMA
+from pipeline.shard_cache import ShardCache
 from pipeline.storage import Storage
 from pipeline.store import OutputStore
-from tests.unit.samples import FINGERPRINT, make_failure, make_row
+from tests.unit.samples import FINGERPRINT, make_failure, make_ref, make_row
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -38,12 +41,23 @@ def uri(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
         filesystem.rm(path, recursive=True)
 
 
+def committed(store: OutputStore, *numbers: int, fingerprint: str = FINGERPRINT) -> bool:
+    """Whether exactly these videos are committed."""
+    keys = store.committed(fingerprint)
+    return len(keys) == len(numbers) and all(make_ref(number).key in keys for number in numbers)
+
+
+def final(store: OutputStore) -> dict[int, Reason | None]:
+    failed = store.failures_of(FINGERPRINT)
+    return {number: failed.final(make_ref(number).key) for number in range(4)}
+
+
 def test_what_was_written_is_read_back(uri: str) -> None:
     store = OutputStore(uri)
     assert store.write_rows([make_row(0), make_row(1)]) is not None
     store.write_rows([make_row(2)])
-    assert store.committed_keys(FINGERPRINT) == {("video-0", "v0"), ("video-1", "v1"), ("video-2", "v2")}
-    assert store.committed_keys("another") == set()
+    assert committed(store, 0, 1, 2)
+    assert committed(store, fingerprint="another")
     assert [row["video_id"] for row in store.iter_rows()] == ["video-0", "video-1", "video-2"]
 
 
@@ -62,16 +76,16 @@ def test_nothing_to_write_writes_nothing(uri: str) -> None:
     assert store.write_rows([]) is None
     assert store.write_failures([]) is None
     assert store.parts("videos") == []
-    assert store.committed_keys(FINGERPRINT) == set()
+    assert committed(store)
 
 
 def test_final_failures_are_those_that_no_row_made_up_for(uri: str) -> None:
     store = OutputStore(uri)
     store.write_failures([make_failure(0, is_final=False, reason=Reason.READ_ERROR), make_failure(1)])
     store.write_failures([make_failure(2), make_failure(3, fingerprint="another")])
-    assert store.final_failures(FINGERPRINT) == {("video-1", "v1"), ("video-2", "v2")}
+    assert final(store) == {0: None, 1: Reason.CORRUPT, 2: Reason.CORRUPT, 3: None}
     store.write_rows([make_row(2)])
-    assert store.final_failures(FINGERPRINT) == {("video-1", "v1")}
+    assert final(store) == {0: None, 1: Reason.CORRUPT, 2: None, 3: None}
 
 
 def test_a_failure_says_everything(uri: str) -> None:
@@ -94,7 +108,9 @@ def test_text_that_is_not_unicode_does_not_stop_the_part(uri: str) -> None:
 
 def test_a_value_the_schema_does_not_take_is_refused() -> None:
     with pytest.raises(pa.ArrowInvalid):
-        encode_part([{**make_row().to_record(), "caption": None}], VIDEO_SCHEMA)
+        encode_rows([make_row(caption=None)], VIDEO_SCHEMA)
+    with pytest.raises(pa.ArrowInvalid):
+        encode_rows([make_row(answers=(replace(make_row().answers[0], answer=None),))], VIDEO_SCHEMA)
 
 
 def test_the_part_is_zstd_and_of_the_schema_by_hand(tmp_path: Path) -> None:
@@ -102,6 +118,37 @@ def test_the_part_is_zstd_and_of_the_schema_by_hand(tmp_path: Path) -> None:
     part = pq.ParquetFile(path)
     assert part.metadata.row_group(0).column(0).compression == "ZSTD"
     assert part.schema_arrow.equals(VIDEO_SCHEMA)
+
+
+def test_a_part_says_which_job_and_run_made_it(tmp_path: Path) -> None:
+    path = OutputStore(str(tmp_path)).write_rows([make_row()])
+    said = json.loads(pq.read_schema(path).metadata[b"flashvid"])
+    assert said == {"fingerprint": FINGERPRINT, "run_id": "run-1"}
+
+
+def test_shard_indexes_are_kept_and_the_oldest_make_room(uri: str) -> None:
+    cache = OutputStore(uri).shard_cache()
+    assert cache.get("s3://bucket/a.tar") is None
+    cache.put("s3://bucket/a.tar", b"index")
+    assert OutputStore(uri).shard_cache().get("s3://bucket/a.tar") == b"index"
+    small = ShardCache(Storage(uri), max_bytes=12)
+    small.put("b", b"123456")
+    small.put("too much", b"x" * 13)
+    small.put("c", b"123456")
+    found = [small.get(name) for name in ("s3://bucket/a.tar", "b", "too much", "c")]
+    assert found == [None, b"123456", None, b"123456"]
+    assert OutputStore(uri).tables() == ()
+
+
+def test_a_shard_index_that_cannot_be_kept_costs_no_run(tmp_path: Path) -> None:
+    (tmp_path / "_shards").mkdir()
+    blocked = OutputStore(str(tmp_path)).shard_cache()
+    name = "a" * 10
+    blocked.put(name, b"1")
+    (path,) = (tmp_path / "_shards").iterdir()
+    path.unlink()
+    path.mkdir()  # nothing can be put there now
+    blocked.put(name, b"2")
 
 
 def test_duckdb_and_pandas_open_the_result(tmp_path: Path) -> None:
@@ -139,6 +186,7 @@ def test_another_fingerprint_is_refused_with_the_difference(uri: str) -> None:
     there = {"frames": {"baseline": 16, "fps": 2.0}, "prompts": {"questions": ["a"]}}
     here = {"frames": {"baseline": 32, "fps": 2.0}, "prompts": {"questions": ["a", "b"]}}
     OutputStore(uri).bind(FINGERPRINT, there)
+    OutputStore(uri).write_rows([make_row()])
     with pytest.raises(UserError) as error:
         OutputStore(uri).bind("another", here)
     text = str(error.value)
@@ -147,6 +195,41 @@ def test_another_fingerprint_is_refused_with_the_difference(uri: str) -> None:
     assert "fps" not in text
     assert "output.table=videos_2" in text
     OutputStore(uri, "videos_2").bind("another", here)
+
+
+def test_a_table_without_rows_is_bound_anew(uri: str) -> None:
+    """A first run that failed before any row must not tie the user's hands."""
+    OutputStore(uri).bind(FINGERPRINT, {"frames": 16})
+    OutputStore(uri).write_failures([make_failure()])
+    OutputStore(uri, columns={"title": "string"}).bind("another", {"frames": 32})
+    binding = OutputStore(uri).binding()
+    assert binding is not None
+    assert (binding["fingerprint"], binding["columns"]) == ("another", {"title": "string"})
+
+
+def test_other_columns_are_refused_with_the_difference(uri: str) -> None:
+    store = OutputStore(uri, columns={"title": "string", "likes": "int64", "owner": "string"})
+    store.bind(FINGERPRINT, {})
+    store.write_rows([make_row(extra=(("title", "A film"), ("likes", 7)))])
+    (row,) = store.iter_rows()
+    assert (row["title"], row["likes"], row["owner"]) == ("A film", 7, None)
+    with pytest.raises(UserError) as error:
+        OutputStore(uri, columns={"title": "string", "likes": "float64", "year": "int64"}).bind(
+            FINGERPRINT, {}
+        )
+    assert "likes: int64 there, float64 here" in str(error.value)
+    assert "owner: string there, no such column here" in str(error.value)
+    assert "year: no such column there, int64 here" in str(error.value)
+    assert "title" not in str(error.value)
+    store.bind(FINGERPRINT, {})
+
+
+def test_a_binding_from_before_there_were_columns_means_none(uri: str) -> None:
+    OutputStore(uri).write_rows([make_row()])
+    Storage(uri).write("_tables/videos.json", b'{"fingerprint": "0123456789abcdef", "semantic": {}}')
+    OutputStore(uri).bind(FINGERPRINT, {})
+    with pytest.raises(UserError, match="title: no such column there, string here"):
+        OutputStore(uri, columns={"title": "string"}).bind(FINGERPRINT, {})
 
 
 def test_rows_of_another_fingerprint_without_a_binding_are_refused(uri: str) -> None:
@@ -170,14 +253,14 @@ def test_an_unreadable_part_is_named(uri: str, content: bytes) -> None:
     assert path is not None
     Storage(uri).write(f"videos/{path.rsplit('/', 1)[-1]}", content)
     with pytest.raises(UserError, match=r"part-.*parquet.*move it out of the folder"):
-        store.committed_keys(FINGERPRINT)
+        store.committed(FINGERPRINT)
 
 
 def test_large_parts_are_read_by_range(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     store = OutputStore(uri)
     store.write_rows([make_row(0), make_row(1)])
     monkeypatch.setattr("pipeline.parts._WHOLE_BYTES", 0)
-    assert len(store.committed_keys(FINGERPRINT)) == 2
+    assert committed(store, 0, 1)
     assert len(list(store.iter_rows())) == 2
 
 
@@ -302,7 +385,7 @@ def test_sigkill_in_the_middle_of_commits(tmp_path: Path) -> None:
             child.send_signal(signal.SIGKILL)
         store = OutputStore(str(tmp_path))
         parts = store.parts("videos")
-        keys = store.committed_keys(FINGERPRINT)
+        keys = store.committed(FINGERPRINT)
         assert len(parts) > round_number, "the writer commits before it is killed"
         assert len(keys) == 10 * len(parts)
         assert all(len(row["caption"]) == 20_000 for row in store.iter_rows())
@@ -324,7 +407,7 @@ def test_sigkill_between_the_temporary_file_and_its_name(tmp_path: Path) -> None
     assert done.returncode == -signal.SIGKILL
     assert len(list((tmp_path / "videos").glob(".*.tmp"))) == 1, "positive control: it died in the middle"
     store = OutputStore(str(tmp_path))
-    assert store.committed_keys(FINGERPRINT) == {("video-0", "v0")}
+    assert committed(store, 0)
     assert len(duckdb_files(tmp_path)) == 1
     assert len(pandas.read_parquet(tmp_path / "videos")) == 1
     assert store.clean() == 1

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.compacting import compact
 from pipeline.errors import Reason, UserError
 from pipeline.ledger import Counts
 from pipeline.lock import OutputLock
+from pipeline.merges import Merge, write_merge
 from pipeline.store import OutputStore
 from pipeline.verify import status, verify
 from tests.unit.samples import FINGERPRINT, make_failure, make_row
@@ -125,6 +128,72 @@ def test_schema_drift(store: OutputStore) -> None:
     text = problems(store)
     assert "width is int64, should be int32" in text
     assert "codec is absent, should be string" in text
+
+
+def test_a_column_that_older_releases_did_not_write_is_a_note(store: OutputStore) -> None:
+    path = Path(store.storage.uri) / "videos" / store.parts("videos")[0].name
+    pq.write_table(pq.read_table(path).drop_columns(["visual_tokens_budget"]), path)
+    report = verify(store.storage.uri)
+    assert report.ok
+    assert "no column visual_tokens_budget" in report.notes[0]
+    assert "union_by_name=true" in report.notes[0]
+
+
+def test_columns_carried_over_are_no_drift(tmp_path: Path) -> None:
+    store = OutputStore(str(tmp_path), columns={"title": "string"})
+    store.bind(FINGERPRINT, {})
+    store.write_rows([make_row(0, extra=(("title", "A film"),))])
+    assert problems(store) == ""
+    OutputStore(str(tmp_path)).write_rows([make_row(1)])
+    assert "title is absent, should be string" in problems(store)
+
+
+def test_an_empty_part(store: OutputStore) -> None:
+    path = Path(store.storage.uri) / "videos" / store.parts("videos")[0].name
+    path.write_bytes(b"")
+    assert f"videos/{path.name} cannot be read" in problems(store)
+
+
+def merge(store: OutputStore, *replaces: str, age_seconds: float = 3000.0) -> Merge:
+    """The record of a merge whose new part is not there."""
+    now = time.time() - age_seconds
+    made = Merge("merge-1", "videos", "part-20260101T000000Z-abcdef.parquet", replaces, 2, now, now)
+    write_merge(store.storage, made)
+    return made
+
+
+def test_a_merge_without_its_part_and_without_what_it_replaced_is_a_hole(store: OutputStore) -> None:
+    there, lost = (entry.name for entry in store.parts("videos"))
+    merge(store, there, lost)
+    (Path(store.storage.uri) / "videos" / lost).unlink()
+    text = problems(store)
+    assert "neither videos/part-20260101T000000Z-abcdef.parquet is there nor parts that it replaces" in text
+    assert f"videos/{lost}" in text
+    assert f"videos/{there}" not in text
+
+
+def test_a_merge_that_was_cut_short_is_a_note(store: OutputStore) -> None:
+    merge(store, *(entry.name for entry in store.parts("videos")))
+    report = verify(store.storage.uri)
+    assert report.ok
+    assert "a compact was cut short" in report.notes[0]
+
+
+def test_parts_that_wait_for_their_removal_are_a_note(store: OutputStore) -> None:
+    report = compact(store.storage.uri)
+    assert report.waiting == 1, "the folder as it was"
+    found = verify(store.storage.uri)
+    assert (found.ok, found.rows, found.parts) == (True, 2, 1)
+    assert "1 parts or folders that compact replaced" in found.notes[0]
+
+
+def test_a_table_of_the_same_job_has_failures_of_its_own(store: OutputStore) -> None:
+    store.write_failures(
+        [make_failure(0, run_id="run-2", details={"table": "captions"}), make_failure(8, run_id="run-2")]
+    )
+    report = verify(store.storage.uri)
+    assert report.ok, "video-0 has a row here and failed there"
+    assert report.failures == 2
 
 
 def test_foreign_files(store: OutputStore) -> None:

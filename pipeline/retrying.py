@@ -1,0 +1,119 @@
+"""One policy for stores that fail now and then: which errors pass, and how long to try again."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import random
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from pipeline.errors import PipelineError
+
+__all__ = ["RETRY_SECONDS", "StorageDownError", "is_passing", "retry"]
+
+RETRY_SECONDS = 60.0  # then a store is taken to be down, not busy
+_FIRST_SECONDS = 0.2
+_LONGEST_SECONDS = 8.0
+
+_LASTING = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
+_LASTING_ERRNOS = frozenset(
+    {
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EROFS,
+        errno.EINVAL,
+        errno.ENAMETOOLONG,
+        errno.ENOTDIR,
+        errno.EISDIR,
+        errno.EXDEV,
+        errno.ENOSYS,
+        errno.EPERM,
+        errno.EFBIG,
+        errno.EMSGSIZE,
+    }
+)
+# What the libraries below fsspec raise that is no OSError, by name: none of them has to be installed.
+_PASSING_NAMES = frozenset(
+    {
+        "HTTPClientError",  # botocore: timeouts, resets, closed connections
+        "IncompleteReadError",
+        "ResponseParserError",
+        "ClientConnectionError",  # aiohttp
+        "ClientPayloadError",
+        "ConnectionError",  # Python, botocore, requests
+        "ServiceRequestError",  # azure
+        "ServiceResponseError",
+        "IncompleteRead",
+    }
+)
+_PASSING_STATUS = frozenset({408, 425, 429})
+
+T = TypeVar("T")
+
+
+class StorageDownError(PipelineError):
+    """A store failed for so long that waiting on makes no sense; what was to be done may have been done."""
+
+
+def retry(work: Callable[[], T], seconds: float = RETRY_SECONDS) -> T:
+    """The result of ``work``, which is called again after an error that passes, with growing pauses.
+
+    ``work`` must do no harm when done twice. The last error is raised when ``seconds`` are over: no call
+    begins after that. Pauses: 0.2 s doubling up to 8 s, each shortened by up to half, at random.
+    """
+    deadline = time.monotonic() + seconds
+    pause = _FIRST_SECONDS
+    while True:
+        try:
+            return work()
+        except Exception as error:
+            wait = pause * random.uniform(0.5, 1.0)
+            if not is_passing(error) or time.monotonic() + wait > deadline:
+                raise
+        time.sleep(wait)
+        pause = min(2 * pause, _LONGEST_SECONDS)
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether an error of a store may be gone at the next try: timeouts, resets, 5xx, "slow down".
+
+    A missing file, a refusal, a full disk and other answers of 4xx are not.
+    """
+    if any(kind.__name__ in _PASSING_NAMES for kind in type(error).__mro__):
+        return True
+    status = _status_of(error)
+    if status is not None:
+        return (status >= 500 and status != 501) or status in _PASSING_STATUS or "SlowDown" in _codes(error)
+    if isinstance(error, _LASTING):
+        return False
+    if isinstance(error, asyncio.TimeoutError):  # no TimeoutError before Python 3.11
+        return True
+    return isinstance(error, OSError) and error.errno not in _LASTING_ERRNOS
+
+
+def _status_of(error: BaseException) -> int | None:
+    """The HTTP status that an error stands for; None where it stands for none."""
+    for cause in _chain(error):
+        response = getattr(cause, "response", None)
+        if isinstance(response, dict):  # botocore
+            status: Any = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        else:
+            status = getattr(cause, "status", None) or getattr(cause, "status_code", None)
+        status = status or getattr(cause, "code", None)  # gcsfs
+        if isinstance(status, int) and 400 <= status < 600:
+            return status
+    return None
+
+
+def _codes(error: BaseException) -> set[str]:
+    answers = (getattr(cause, "response", None) for cause in _chain(error))
+    return {str(answer.get("Error", {}).get("Code", "")) for answer in answers if isinstance(answer, dict)}
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__
