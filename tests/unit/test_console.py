@@ -144,7 +144,7 @@ def test_a_run_that_did_not_end_well_says_so(status: int, error: str | None, sai
     ("counts", "expected"),
     [
         ({"listed": 4, "skipped_indexed": 4}, "nothing to do: all 4 videos are already indexed"),
-        ({"listed": 4, "skipped_indexed": 3, "skipped_failed": 1}, "limits.retry_failed=true"),
+        ({"listed": 4, "skipped_indexed": 3, "skipped_failed": 1}, "`flashvid heal` with the same arguments"),
     ],
 )
 def test_nothing_to_do_is_said(counts: dict[str, int], expected: str) -> None:
