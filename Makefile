@@ -34,7 +34,7 @@ mutants: $(STAMP)  ## plant a bug in each stage, one at a time, and expect the t
 	@$(BIN)/python -m tests.mutations
 
 chaos: $(STAMP)  ## kill, fault and starve whole runs, locally and on a failing S3 (some ten minutes)
-	@$(BIN)/python -m pytest tests/chaos -o addopts="-q --strict-markers --durations=15"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/chaos tests/integration/test_cluster.py -m chaos -o addopts="-q --strict-markers --durations=15"
 
 check: $(STAMP)  ## lint, format, types, import rules
 	@$(BIN)/ruff check .

@@ -92,6 +92,7 @@ def wait_for_rows(config: JobConfig, num_rows: int, driver: subprocess.Popen[byt
 
 
 # First, because it has a Ray of its own: never two at once.
+@pytest.mark.chaos
 def test_killed_with_its_driver_and_resumed(
     corpus: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -157,6 +158,7 @@ def _title(process: psutil.Process) -> str:
         return ""
 
 
+@pytest.mark.chaos
 def test_interrupted_run_commits_and_resumes(ray_session: None, corpus: Path, tmp_path: Path) -> None:
     config = make_config(corpus, tmp_path / "out", "output.part_rows=1000", "output.part_seconds=1000")
 

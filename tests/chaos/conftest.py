@@ -1,0 +1,59 @@
+"""Seeds that are printed, a short folder for Ray's sockets, and one corpus for all tests."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.corpus import Expected, write_corpus
+from tests.chaos.jobs import clean_environment
+
+NUM_VIDEOS = 300
+NUM_HOSTILE = 30
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> int:
+    """CHAOS_SEED, or a new one; printed either way."""
+    value = int(os.environ.get("CHAOS_SEED") or random.SystemRandom().randrange(10**6))
+    with capsys.disabled():
+        print(f"\n{request.node.name}: CHAOS_SEED={value}", flush=True)
+    return value
+
+
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    """A folder with a short name (Ray's sockets lie in it), removed afterwards."""
+    folder = Path(tempfile.mkdtemp(prefix="fv-chaos-"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def environment(scratch: Path) -> dict[str, str]:
+    """What a driver's process gets."""
+    return clean_environment(scratch)
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Expected]:
+    """300 videos, a tenth of them hostile; read only."""
+    root = tmp_path_factory.mktemp("chaos") / "videos"
+    return root, write_corpus(root, NUM_VIDEOS, NUM_HOSTILE)
+
+
+@pytest.fixture
+def say(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
+    """Print at once, whatever pytest keeps for itself."""
+
+    def print_now(text: str) -> None:
+        with capsys.disabled():
+            print(f"  {text}", flush=True)
+
+    return print_now

@@ -1,0 +1,93 @@
+"""SIGKILL at random moments, round after round, on one output; after the last round nothing is missing."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.chaos.checks import (
+    blameless_victims,
+    problems_at_any_time,
+    problems_at_the_end,
+    problems_of_verify,
+    read_output,
+)
+from tests.chaos.conftest import NUM_VIDEOS
+from tests.chaos.corpus import Expected
+from tests.chaos.jobs import Driver, end_tree, settings
+from tests.chaos.killer import Kind, Round, fight, plan_round, settle
+from tests.chaos.stub_engine import write_model
+
+pytestmark = pytest.mark.chaos
+
+DEATH_SECONDS = 30.0  # of everything that a driver has started
+ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "20"))
+
+
+def test_nothing_is_lost_or_doubled_whoever_is_killed(
+    seed: int,
+    scratch: Path,
+    environment: dict[str, str],
+    corpus: tuple[Path, Expected],
+    say: Callable[[str], None],
+) -> None:
+    root, expected = corpus
+    job = settings(root, scratch / "out", write_model(scratch / "model", seconds_per_video=0.2))
+    hits: Counter[str] = Counter()
+    num_hit = 0
+    left: list[psutil.Process] = []
+    for number in range(ROUNDS):
+        result = _round(job, environment, f"{seed}/{number}", say)
+        hits += result.hits
+        num_hit += result.hits.total() > 0
+        left += result.left
+        assert problems_at_any_time(read_output(str(scratch / "out"))) == [], f"after round {number}"
+    assert end_tree(left, DEATH_SECONDS) == [], "everything dies with its driver"
+    for heal in (False, True):
+        with Driver(job, environment, heal=heal) as driver:
+            assert driver.wait(240) == 0, driver.tail()
+            _assert_closes(driver)
+        output = read_output(str(scratch / "out"))
+        assert blameless_victims(output, expected, str(root)) == []
+    say(f"kills: {dict(hits)}, crashes recorded: {_reasons(output.failures)}")
+    assert problems_at_the_end(output, expected, str(root)) == []
+    assert problems_of_verify(str(scratch / "out")) == []
+    assert num_hit >= 0.8 * ROUNDS, "there was work to the last rounds"
+    assert ROUNDS < 20 or all(hits[kind.value] for kind in Kind), "each kind was hit at least once"
+
+
+def _round(
+    job: dict[str, object], environment: dict[str, str], seed: str, say: Callable[[str], None]
+) -> Round:
+    chance, began = random.Random(seed), time.monotonic()
+    blows = plan_round(chance, 2 * NUM_VIDEOS // (3 * ROUNDS))
+    with Driver({**job, "workers.count": chance.choice((1, 2))}, environment) as driver:
+        result = settle(driver, fight(driver, blows, chance))
+        driver.patient = chance.random() < 0.5  # else the next run meets what is still dying of this one
+    counts = driver.last("progress") or {}
+    refused = driver.last("refused")
+    say(
+        f"round {seed}: {', '.join(blow.kind.value for blow in blows)}; hit {dict(result.hits)}, missed "
+        f"{dict(result.missed)}, indexed {counts.get('indexed', 0)}, failed {counts.get('failed', 0)}, "
+        f"status {result.exit_status}, {time.monotonic() - began:.1f} s"
+    )
+    assert refused is None, f"a killed run must not keep the next one out: {refused}"
+    return result
+
+
+def _assert_closes(driver: Driver) -> None:
+    report = driver.last("report")
+    assert report is not None, driver.tail()
+    assert report["closes"]
+    assert report["error"] is None
+
+
+def _reasons(failures: list[dict[str, object]]) -> dict[object, int]:
+    return dict(Counter(row["reason"] for row in failures if not row["is_final"]))
