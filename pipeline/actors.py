@@ -37,25 +37,28 @@ class Coordinator(Coordination):
 
     def open(self) -> None:
         """As Coordination.open; then list, commit and keep the lock in the background."""
+        # From the start: to read back millions of ids takes longer than the lock lasts.
+        self._in_background(lambda: self._every(_HEARTBEAT_SECONDS, self.heartbeat))
         try:
             super().open()
         except PipelineError:
+            self._ended.set()
             raise
-        except (
-            Exception
-        ) as error:  # every store has errors of its own: no permission, no credentials, no disk
+        except Exception as error:  # every store has its own: no permission, no credentials, no disk
+            self._ended.set()
             uri, what = self._config.output.uri, f"{type(error).__name__}: {error}"
             raise UserError(
                 f"output.uri={uri!r} cannot be used: {what}; make it writable or choose another"
             ) from error
         self._in_background(lambda: self.list_corpus(self._listing()))
         self._in_background(lambda: self._every(TICK_SECONDS, self.tick))
-        self._in_background(lambda: self._every(_HEARTBEAT_SECONDS, self.heartbeat))
 
     def finish(self, interrupted: bool = False, error: str | None = None) -> RunReport:
         """As Coordination.finish."""
-        self._ended.set()
-        return super().finish(interrupted, error)
+        try:
+            return super().finish(interrupted, error)
+        finally:
+            self._ended.set()  # not before: the last parts may take longer than the lock lasts
 
     def _listing(self) -> Iterator[VideoRef]:
         """The corpus, without what this run itself writes where that lies within it."""

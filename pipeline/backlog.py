@@ -92,14 +92,15 @@ class Entry:
         return LeasedVideo(self.ref, self.attempts + 1)
 
 
-_Ranked = tuple[int, int, int, Entry]  # failures, -bytes, serial; the serial is unique
+_Ranked = tuple[int, int, int, int, Entry]  # -strikes, failures, -bytes, serial; the serial is unique
 
 
 class Backlog:
     """Three queues: for any worker, for a worker of its own, and not before a given time.
 
-    Order: first attempts before retries, large before small, then as listed. An entry that left its state
-    while it waited (a late row settled it) is void, and is dropped when its turn comes.
+    Order: most strikes first, so that a poison file is done with before the next one kills a worker; then
+    first attempts before retries, large before small, as listed. An entry that left its state while it waited
+    (a late row settled it) is void, and is dropped when its turn comes.
     """
 
     def __init__(self) -> None:
@@ -115,7 +116,7 @@ class Backlog:
             heapq.heappush(self._waiting, (due, self._serial, entry))
             return
         queue = self._pending if entry.state is State.PENDING else self._suspects
-        heapq.heappush(queue, (entry.failures, -entry.ref.size_bytes, self._serial, entry))
+        heapq.heappush(queue, (-entry.strikes, entry.failures, -entry.ref.size_bytes, self._serial, entry))
 
     def take(self, limit: int) -> list[Entry]:
         """Remove up to ``limit`` entries that any worker may have."""

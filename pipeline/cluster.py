@@ -194,13 +194,20 @@ def _drive(
         _stop(coordinator, opening, config.limits.drain_seconds)
     with suppress(KeyboardInterrupt):  # a second Ctrl-C: do not wait for the videos being worked on
         driver.let_go(config.limits.drain_seconds if interrupted else _LEAVE_SECONDS)
-    progress: Progress = _answer(coordinator.status.remote())
-    report: RunReport = _answer(coordinator.finish.remote(interrupted, error))
+    progress, report = _ended(coordinator.status.remote(), coordinator.finish.remote(interrupted, error))
     if driver.user_error is not None:
         raise driver.user_error
     if progress.is_user_error:
         raise UserError(str(progress.error))
     return report
+
+
+def _ended(status: Any, finishing: Any) -> tuple[Progress, RunReport]:
+    """How the run went. One Ctrl-C does not break off the last commit, which is under way; a second does."""
+    try:
+        return _answer(status), _answer(finishing)
+    except KeyboardInterrupt:
+        return _answer(status), _answer(finishing)
 
 
 def _stop(coordinator: Any, opening: Any, seconds: float) -> None:

@@ -99,7 +99,7 @@ def _done_and_wanted(progress: Progress) -> tuple[int, int]:
 
 def _workers_text(workers: Mapping[str, int]) -> str:
     text = ", ".join(f"{number} {state}" for state, number in workers.items() if number and state != "left")
-    return f"workers: {text}" if text else "workers: none yet"
+    return f"workers: {text or ('all have left' if workers.get('left') else 'none yet')}"
 
 
 class ProgressView:

@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 from pipeline.config import CorpusConfig
 from pipeline.corpus_walk import Entry, canonical_uri, open_listing
 from pipeline.errors import Reason, UserError
-from pipeline.identity import NO_VERSION, Found, IdSet, derived_id, id_hash, is_in_slice
+from pipeline.identity import NO_VERSION, TAR_URI, Found, IdSet, derived_id, id_hash, is_in_slice
 from pipeline.manifest_files import MANIFEST_SUFFIXES
 from pipeline.manifests import list_manifest
 from pipeline.records import Problem, VideoRef
@@ -94,6 +94,11 @@ class _Corpus:
             raise UserError(
                 f"corpus.columns={list(config.columns)} are a manifest's, but corpus.uri={config.uri!r} is "
                 "listed as plain files: name a manifest or tar shards, or say corpus.format=manifest"
+            )
+        if self._format == "tar" and config.uri.startswith(TAR_URI):
+            raise UserError(
+                f"corpus.uri={config.uri!r} is a member of a tar shard: name the shard, which stands after "
+                "'::', and the member in corpus.include"
             )
         self._listing = open_listing(config.uri, self._excluded.match, skip)
         self._files, self._inputs = _Tally(), _Tally()

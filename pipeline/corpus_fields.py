@@ -44,9 +44,10 @@ class Fields:
     def address(self, values: Mapping[str, Any]) -> str:
         """The uri as written."""
         name = self.names.uri_column
-        uri = text_of(name, values.get(name))
+        value = values.get(name)
+        uri = "" if value is None else text_of(name, value)
         if not uri.strip():
-            raise FieldError(name, uri, "a row must name its video")
+            raise FieldError(name, value, "a row must name its video")
         if "\0" in uri or len(uri) > MAX_TEXT_CHARS:
             raise FieldError(name, uri, f"must have at most {MAX_TEXT_CHARS} characters, none of them NUL")
         return uri
@@ -101,7 +102,7 @@ class Fields:
         value = values.get(name)
         if value is None:
             return None
-        seconds = _number(name, value)
+        seconds = _number(name, value, "must be a number of seconds, such as 70.5")
         if not math.isfinite(seconds) or seconds < 0:
             raise FieldError(name, value, "must be seconds from the start of the file: finite, not negative")
         return seconds + 0.0  # -0.0 is 0.0
@@ -194,13 +195,13 @@ def _whole(column: str, value: Any) -> int:
     return number
 
 
-def _number(column: str, value: Any) -> float:
+def _number(column: str, value: Any, rule: str = "must be a number") -> float:
     try:
         if isinstance(value, bool | Mapping | list):
             raise ValueError
         return float(value)
     except (ValueError, TypeError, OverflowError):
-        raise FieldError(column, value, "must be a number") from None
+        raise FieldError(column, value, rule) from None
 
 
 def _flag(column: str, value: Any) -> bool:

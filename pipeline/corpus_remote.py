@@ -48,8 +48,8 @@ def open_remote(uri: str, is_pruned: Callable[[str], bool], skip: Sequence[str])
     """As ``corpus_walk.open_listing``, for a uri that is not local. Raises UserError."""
     try:
         store, path = open_store(uri)
-    except (ImportError, ValueError) as error:
-        raise UserError(f"corpus.uri={uri!r} cannot be opened: {error}") from None
+    except Exception as error:  # every store has errors of its own
+        raise UserError(f"corpus.uri={uri!r} cannot be opened: {type(error).__name__}: {error}") from None
     if uri.startswith(_HTTP):
         return _OneFile(uri, store, path)
     if uri.startswith(_S3) and (not path or has_wildcard(path.partition("/")[0])):

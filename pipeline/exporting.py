@@ -60,6 +60,8 @@ def export(uri: str, table: str, target: str, latest: bool = False) -> ExportRep
     """
     store = existing_store(uri, table)
     _refuse_inside(store, target)
+    if not target.endswith((".parquet", ".pq")):
+        raise UserError(f"{target!r} must end in .parquet: that is what is written")
     return again_if_merged(lambda: _export(store, target, latest))
 
 

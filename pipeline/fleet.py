@@ -11,6 +11,7 @@ __all__ = ["Fleet", "Roster"]
 
 _MIN_START_FAILURES = 3
 _MAX_CRASHES = 30  # in a row, none of them followed by a finished video; more than ten poison files in a row
+_CRASHES_PER_WORKER = 3  # where there are many: all of them may go with their machines, or have one such file
 _IDLE_SECONDS = 30.0  # then a worker leaves, even while others still work
 
 
@@ -117,6 +118,7 @@ class Fleet:
         else:
             self._crashes = self._crashes + 1 if num_settled == self._settled_at_crash else 1
             self._settled_at_crash = num_settled
+            self._start_failures = 0  # this one could start, so the next may: a bad machine must not end it
         self._starting.discard(worker_id)
         self._ready.discard(worker_id)
 
@@ -133,7 +135,7 @@ class Fleet:
         """Why the run cannot go on; None while it can."""
         if self._ready or not progress.num_waiting:
             self._without_ready_since = now
-        if self._crashes >= _MAX_CRASHES:
+        if self._crashes >= max(_MAX_CRASHES, _CRASHES_PER_WORKER * self._count):
             return f"{self._crashes} workers in a row died at their work; the last: {self._last_error}"
         if not self.alive and self._start_failures >= self._max_start_failures:
             return f"no worker could start, {self._start_failures} tries; the last: {self._last_error}"

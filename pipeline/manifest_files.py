@@ -174,6 +174,7 @@ def _lines(file: IO[bytes], uri: str) -> Iterator[bytes]:
 
 
 def _csv_rows(lines: Iterator[bytes], uri: str, wanted: Wanted) -> Iterator[Row]:
+    csv.field_size_limit(MAX_LINE_BYTES)  # of its own accord it refuses a field of 128 kB
     rows = csv.reader((line.decode("utf-8", "surrogateescape") for line in lines), strict=True)
     number = 0
     try:

@@ -145,17 +145,16 @@ class _Manifest:
         return f"{scheme}://{bucket}{posixpath.normpath(posixpath.join('/', rest, relative))}"
 
     def _bad(self, row: Row, rule: str) -> _Pending:
-        """A row that cannot be tried: under its own id as far as it has one, else under the row's number."""
+        """A row that cannot be tried: under the id it would have, else under the row's number."""
         values, fields = row.values, self._fields
         address = _if_good(lambda: self._resolve(fields.address(values))[0])
-        clip = _if_good(lambda: fields.clip(values))
-        video_id = _if_good(lambda: fields.video_id(values))
         place = f"{self._uri}#row={row.number}"
-        if video_id is None:
-            video_id = derived_id(address, *clip) if address and clip else derived_id(place)
+        video_id = _if_good(
+            lambda: fields.video_id(values) or derived_id(address or place, *fields.clip(values))
+        )
         message = f"{self._uri} row {row.number}: {rule}"
         problem = Problem(Reason.INVALID_INPUT, message)
-        ref = VideoRef(video_id, address or place, NO_VERSION, 0, problem=problem)
+        ref = VideoRef(video_id or derived_id(place), address or place, NO_VERSION, 0, problem=problem)
         return _Pending(Found(ref, self._uri, row.number))
 
 
@@ -187,8 +186,9 @@ def _asking(uri: str, path: str | None) -> Callable[[], _State]:
         return partial(_ask_disk, path)
     try:
         return partial(_ask_store, uri, *open_store(uri))
-    except (ImportError, ValueError) as error:
-        problem = Problem(Reason.INVALID_INPUT, f"{uri!r} cannot be opened: {error}")
+    except Exception as error:  # every store has errors of its own
+        reason = Reason.READ_ERROR if isinstance(error, OSError) else Reason.INVALID_INPUT
+        problem = Problem(reason, f"{uri!r} cannot be opened: {type(error).__name__}: {error}"[:500])
         return lambda: (NO_VERSION, 0, problem)
 
 

@@ -87,7 +87,8 @@ def print_report(
     """How a run ended. ``failures``: recorded failures (reason, uri, message), for examples."""
     counts, output = report.counts, report.config["output"]
     if is_heal and not counts.listed:
-        console.print("nothing to heal: no video of this corpus failed for good for such a reason")
+        text = "nothing to heal: no video of this corpus failed for good for such a reason"
+        console.print(f"{text}; what was mended is a new version: run flashvid index", soft_wrap=True)
     elif report.did_nothing:
         console.print(_nothing_text(report), soft_wrap=True)
     else:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from pipeline import actors
 from pipeline.actors import Coordinator
 from pipeline.config import load_config
 from pipeline.errors import UserError
+from pipeline.keyset import KeySet
+from pipeline.lock import read_holder
 from pipeline.protocol import Run
+from pipeline.store import OutputStore
 
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder that nobody can write to")
@@ -21,3 +28,49 @@ def test_an_output_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: 
     coordinator = Coordinator(load_config(None, settings), run, str(tmp_path))
     with pytest.raises(UserError, match=r"output\.uri='/proc/index' cannot be used.*choose another"):
         coordinator.open()
+
+
+class _SlowStore(OutputStore):
+    """Takes as long to read back and to write as it takes until the lock has been kept twice."""
+
+    def __init__(self, uri: str) -> None:
+        super().__init__(uri)
+        self.waited = 0
+
+    def committed(self, fingerprint: str) -> KeySet:
+        self._wait()
+        return super().committed(fingerprint)
+
+    def write_run(self, run_id: str, report: Mapping[str, Any]) -> str:
+        self._wait()
+        return super().write_run(run_id, report)
+
+    def _wait(self) -> None:
+        seen = {self._beat()}
+        deadline = time.monotonic() + 20.0
+        while len(seen) < 3 and time.monotonic() < deadline:
+            time.sleep(0.01)
+            seen.add(self._beat())
+        self.waited += len(seen) == 3
+
+    def _beat(self) -> float:
+        holder = read_holder(self.storage)
+        return holder.heartbeat_at if holder is not None else 0.0
+
+
+def test_the_lock_is_kept_while_the_output_is_read_back_and_while_the_last_parts_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(actors, "_HEARTBEAT_SECONDS", 0.02)
+    (tmp_path / "videos").mkdir()
+    settings = ["corpus.uri=videos", f"output.uri={tmp_path}/out", "model.name=m", "metrics.port=null"]
+    run = Run("run-1", "0123456789abcdef", "r", os.getpid())
+    coordinator = Coordinator(load_config(None, settings), run, str(tmp_path))
+    store = _SlowStore(f"{tmp_path}/out")
+    monkeypatch.setattr(coordinator, "_store", store)
+    coordinator.open()
+    assert store.waited == 1
+    coordinator.finish()
+    assert store.waited == 2
+    assert read_holder(store.storage) is None

@@ -195,6 +195,8 @@ def test_remote_mistakes_are_the_users(store: str) -> None:
         names(f"{store}/absent/x")
     with pytest.raises(UserError, match="cannot be opened"):
         names("nosuchscheme://bucket/x")
+    with pytest.raises(UserError, match="cannot be opened"):
+        names("zip://a.mp4::/nowhere.zip")
     assert names(f"{store}/", exclude=["vid"]) == ["d.mp4"]
 
 

@@ -108,8 +108,14 @@ def test_a_link_into_the_table_is_refused(store: OutputStore, tmp_path: Path) ->
 
 def test_a_folder_as_the_target_is_refused(store: OutputStore, tmp_path: Path) -> None:
     for target in (f"{tmp_path}/", str(tmp_path)):
-        with pytest.raises(UserError, match="is a folder; name the file"):
+        with pytest.raises(UserError, match=r"is a folder; name the file|must end in \.parquet"):
             export(store.storage.uri, "videos", target)
+
+
+def test_a_name_that_promises_another_format_is_refused(store: OutputStore, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"x\.csv' must end in \.parquet"):
+        export(store.storage.uri, "videos", str(tmp_path / "x.csv"))
+    assert not (tmp_path / "x.csv").exists()
 
 
 def test_a_table_without_rows_is_refused(tmp_path: Path) -> None:

@@ -94,6 +94,29 @@ def test_gives_up_when_workers_die_without_getting_anywhere() -> None:
     assert "30 workers in a row" in str(fleet.verdict(at(pending=9), 1.0))
 
 
+def test_many_workers_that_die_at_once_with_their_machines_are_replaced() -> None:
+    fleet = Fleet(200, 600.0, now=0.0)
+    for worker_id in start(fleet, at(pending=999)):
+        fleet.ready(worker_id)
+        fleet.died(worker_id, "node died", num_settled=0)
+    assert fleet.verdict(at(pending=999), 1.0) is None
+    assert fleet.num_missing(at(pending=999)) == 200
+
+
+def test_a_machine_where_no_worker_starts_does_not_keep_the_others_from_being_replaced() -> None:
+    fleet = Fleet(2, 600.0, now=0.0)
+    good, bad = start(fleet, at(pending=9))
+    fleet.ready(good)
+    fleet.died(bad, "no disk space", num_settled=0)
+    for _ in range(2):
+        (bad,) = start(fleet, at(pending=9))
+        fleet.died(bad, "no disk space", num_settled=0)
+    assert fleet.num_missing(at(pending=9)) == 0, "given up, while the other one works"
+    fleet.died(good, "segfault", num_settled=5)
+    assert fleet.verdict(at(pending=9), 1.0) is None
+    assert fleet.num_missing(at(pending=9)) == 2
+
+
 def test_crashes_between_finished_videos_are_borne() -> None:
     fleet = Fleet(1, 600.0, now=0.0)
     for number in range(100):

@@ -207,6 +207,15 @@ def test_three_strikes_and_the_innocent_go_free() -> None:
     assert ledger.counts == Counts(listed=2, indexed=1, failed=1)
 
 
+def test_a_poison_file_is_quarantined_before_the_next_one_kills_a_worker() -> None:
+    ledger = ledger_of(*[1] * 40)  # of one size, as files of unknown size are
+    for _ in range(40):
+        assert crash_with_started(ledger, "a") == []
+    quarantined = [crash_with_started(ledger, "a") for _ in range(80)]
+    assert quarantined[::2] == [[]] * 40
+    assert sorted(quarantined[1::2]) == sorted([f"video-{number}"] for number in range(40))
+
+
 def test_the_quarantined_video_says_which_attempt_it_was() -> None:
     ledger = ledger_of(1)
     crash_with_started(ledger, "a")

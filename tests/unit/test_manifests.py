@@ -124,7 +124,7 @@ def test_questions_as_json_text_and_as_structs(videos: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"uri": None}, "uri=None: must be text"),
+        ({"uri": None}, "uri=None: a row must name its video"),
         ({"uri": "  "}, "a row must name its video"),
         ({"uri": "a\0b.mp4"}, r"uri='a\x00b.mp4': must have at most"),
         ({"uri": "x" * 9000}, "must have at most 8192"),
@@ -135,7 +135,7 @@ def test_questions_as_json_text_and_as_structs(videos: Path) -> None:
         ({"uri": "a.mp4", "start_seconds": -1}, "start_seconds=-1: must be seconds"),
         ({"uri": "a.mp4", "start_seconds": float("nan")}, "finite, not negative"),
         ({"uri": "a.mp4", "end_seconds": "inf"}, "end_seconds='inf'"),
-        ({"uri": "a.mp4", "start_seconds": "one"}, "start_seconds='one': must be a number"),
+        ({"uri": "a.mp4", "start_seconds": "one"}, "start_seconds='one': must be a number of seconds"),
         ({"uri": "a.mp4", "start_seconds": True}, "start_seconds=True: must be a number"),
         ({"uri": "a.mp4", "video_id": ""}, "must have 1 to 512 characters"),
         ({"uri": "a.mp4", "video_id": "x" * 600}, "must have 1 to 512 characters"),
@@ -194,6 +194,26 @@ def test_a_bad_row_keeps_the_id_it_has(videos: Path) -> None:
     first, second = refs(write(videos / "m.jsonl", rows))
     assert first.video_id == "mine"
     assert second.video_id == video_id_for(str(videos / "a.mp4"))
+
+
+def test_a_store_that_cannot_be_made_fails_the_row_and_not_the_run(videos: Path) -> None:
+    odd = ["zip://a.mp4::/nowhere.zip", "github://nobody"]
+    found = refs(write(videos / "m.jsonl", [{"uri": uri} for uri in [*odd, "a.mp4"]]))
+    reasons = [ref.problem and ref.problem.reason for ref in found]
+    assert reasons == [Reason.READ_ERROR, Reason.INVALID_INPUT, None]
+    assert "'github://nobody' cannot be opened" in problem(found[1])
+
+
+def test_two_bad_ids_of_one_video_are_two_failures(videos: Path) -> None:
+    rows = [{"uri": "a.mp4", "video_id": one} for one in (1.0, 2.0, None)]
+    found = refs(write(videos / "m.jsonl", rows))
+    assert [ref.problem is None for ref in found] == [False, False, True]
+    assert len({ref.video_id for ref in found}) == 3
+
+
+def test_a_long_text_in_a_csv_file_is_no_reason_to_refuse_it(videos: Path) -> None:
+    (videos / "m.csv").write_text(f"uri,transcript\na.mp4,{'x' * 200_000}\nb.mp4,\n")
+    assert [Path(ref.uri).name for ref in refs(videos / "m.csv")] == ["a.mp4", "b.mp4"]
 
 
 def test_text_that_is_not_utf_8(videos: Path) -> None:

@@ -224,6 +224,14 @@ def test_a_huge_name_is_not_read(tmp_path: Path) -> None:
     assert "at most 1048576 are read" in shard.problem.message
 
 
+def test_the_uri_of_a_member_is_no_corpus(tmp_path: Path) -> None:
+    (tmp_path / "s.tar").write_bytes(tar({"a.mp4": b"a", "b.mp4": b"b"}))
+    (member, _) = refs(tmp_path / "s.tar")
+    with pytest.raises(UserError, match=r"is a member of a tar shard.*corpus\.include"):
+        refs(member.uri)
+    assert [ref.uri for ref in refs(tmp_path / "s.tar", include=["a.mp4"])] == [member.uri]
+
+
 def test_shards_that_cannot_be_read_do_not_end_the_listing(tmp_path: Path) -> None:
     (tmp_path / "0.tar").write_bytes(b"")
     (tmp_path / "1.tar").symlink_to(tmp_path / "nowhere.tar")

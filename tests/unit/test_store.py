@@ -415,3 +415,14 @@ def test_sigkill_between_the_temporary_file_and_its_name(tmp_path: Path) -> None
 
 def duckdb_files(root: Path) -> list[tuple[str]]:
     return duckdb.sql(f"select distinct filename from read_parquet('{root}/videos/*.parquet')").fetchall()
+
+
+def test_attempts_count_by_their_number_not_by_the_clock_that_names_parts(uri: str) -> None:
+    """A heal on a host whose clock is behind writes parts that sort before the failure it heals."""
+    store = OutputStore(uri)
+    crash = {"reason": Reason.CRASHED_WORKER, "is_final": False}
+    store.write_failures([make_failure(0, attempt=2, **crash)])  # made last, named first
+    store.write_failures([make_failure(0, attempt=1, reason=Reason.CORRUPT)])
+    key = make_ref(0).key
+    history = store.failures_of(FINGERPRINT).history(key)
+    assert (history.attempts, history.failures, history.strikes) == (2, 0, 1)
