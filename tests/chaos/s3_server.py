@@ -13,6 +13,7 @@ from typing import Any
 from urllib.request import urlopen
 
 import boto3
+import fsspec
 
 from tests.chaos.jobs import ROOT, wait_until
 
@@ -78,6 +79,7 @@ def key_of(name: str) -> str:
 @contextmanager
 def s3_server() -> Iterator[S3Server]:
     """Start it, and end it with its process."""
+    fsspec.get_filesystem_class("s3").clear_instance_cache()  # they know the server of an earlier test
     process: subprocess.Popen[Any] = subprocess.Popen(
         [sys.executable, "-c", _SERVE],
         cwd=ROOT,
