@@ -107,6 +107,7 @@ def test_run_again_it_shows_the_same_without_starting_ray(
     assert again.stdout[again.stdout.index(table) :] == first_run.stdout[first_run.stdout.index(table) :]
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_another_world_in_the_same_folder_is_refused(
     folder: Path, first_run: subprocess.CompletedProcess[str]
