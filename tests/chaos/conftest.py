@@ -13,6 +13,7 @@ import pytest
 
 from tests.chaos.corpus import Expected, write_corpus
 from tests.chaos.jobs import clean_environment
+from tests.chaos.s3_server import BUCKET, S3Server, credentials, s3_server
 
 NUM_VIDEOS = 300
 NUM_HOSTILE = 30
@@ -39,6 +40,16 @@ def scratch() -> Iterator[Path]:
 def environment(scratch: Path) -> dict[str, str]:
     """What a driver's process gets."""
     return clean_environment(scratch)
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    """A store of its own for each test, with an empty bucket; this process reads it without a proxy."""
+    with s3_server() as running:
+        for name, value in credentials(running.url).items():
+            monkeypatch.setenv(name, value)
+        running.create_bucket(BUCKET)
+        yield running
 
 
 @pytest.fixture(scope="session")

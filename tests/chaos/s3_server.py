@@ -17,7 +17,9 @@ import fsspec
 
 from tests.chaos.jobs import ROOT, wait_until
 
-__all__ = ["S3Server", "credentials", "key_of", "s3_server"]
+__all__ = ["BUCKET", "S3Server", "credentials", "key_of", "s3_server"]
+
+BUCKET = "chaos"  # of every test
 
 _SERVE = """
 import sys, threading, time

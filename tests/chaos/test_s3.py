@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,26 +21,15 @@ from tests.chaos.corpus import Expected, colour_number, write_good
 from tests.chaos.faulty_s3 import Fault, FaultyS3, Rates
 from tests.chaos.jobs import Driver, clean_environment, end_tree, settings
 from tests.chaos.killer import Blow, Kind, fight, settle
-from tests.chaos.s3_server import S3Server, credentials, key_of, s3_server
+from tests.chaos.s3_server import BUCKET, S3Server, credentials, key_of
 from tests.chaos.stub_engine import write_model
 
 pytestmark = pytest.mark.chaos
 
-BUCKET = "chaos"
 CORPUS, OUTPUT = f"s3://{BUCKET}/videos", f"s3://{BUCKET}/out"
 READ_SECONDS = 3.0  # a client's patience; stalls last longer
 NUM_LATE = NUM_GONE = 6
 MAX_RUNS = 6  # that a store as bad as this may break, each going on where the last one ended
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
-    """A store of its own for each test; this process reads it without the proxy."""
-    with s3_server() as running:
-        for name, value in credentials(running.url).items():
-            monkeypatch.setenv(name, value)
-        running.create_bucket(BUCKET)
-        yield running
 
 
 def test_nothing_is_lost_or_doubled_on_a_failing_store(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,7 @@ from tests.chaos.checks import problems_of_verify, read_output
 from tests.chaos.corpus import Colour, colour_number, write_good
 from tests.chaos.faulty_s3 import FaultyS3, Rates
 from tests.chaos.jobs import Driver, clean_environment, settings
-from tests.chaos.s3_server import S3Server, credentials, s3_server
+from tests.chaos.s3_server import BUCKET, S3Server, credentials
 from tests.chaos.stub_engine import colour_of, write_model
 
 pytestmark = pytest.mark.chaos
@@ -20,16 +20,6 @@ pytestmark = pytest.mark.chaos
 NUM_SHARDS, NUM_MEMBERS = 3, 40
 PADDING_BYTES = 256 * 2**10  # small for a video; smaller ones would make the shards' headers count
 MAX_SHARE = 1.2
-BUCKET = "chaos"
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
-    with s3_server() as running:
-        for name, value in credentials(running.url).items():
-            monkeypatch.setenv(name, value)
-        running.create_bucket(BUCKET)
-        yield running
 
 
 def test_bytes_fetched_stay_within_a_fifth_of_the_members_size(

@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -20,24 +20,14 @@ import pytest
 from tests.chaos.checks import problems_of_verify, read_output
 from tests.chaos.clusters import ray_cluster
 from tests.chaos.jobs import Driver, clean_environment, settings, wait_until
-from tests.chaos.s3_server import S3Server, credentials, s3_server
+from tests.chaos.s3_server import BUCKET, S3Server, credentials
 from tests.chaos.stub_engine import write_model
 
 pytestmark = pytest.mark.chaos
 
 TRIES = int(os.environ.get("CHAOS_TRIES", "50"))
 TOKEN = {"RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
-BUCKET = "chaos"
 LEAD_SECONDS = 0.05  # for both to have read their request
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
-    with s3_server() as running:
-        for name, value in credentials(running.url).items():
-            monkeypatch.setenv(name, value)
-        running.create_bucket(BUCKET)
-        yield running
 
 
 def test_one_of_two_runs_locally(scratch: Path, say: Callable[[str], None]) -> None:
