@@ -65,9 +65,9 @@ class Ledger:
     retry_seconds, retry_max_seconds: a retry waits that long, twice as long each time, at most the second.
 
     Order: first attempts before retries, large before small; last, and each alone in its worker, the
-    suspects: videos with a strike, and those that ran out of memory, which is no strike, but may go well
-    with the memory of the others. Every operation is O(log n). A video that is done leaves nothing but a
-    count, so ids must be unique in the listing, and memory goes with what is not done.
+    suspects, most strikes first: videos with a strike, and those that ran out of memory, which is no strike,
+    but may go well with the memory of the others. Every operation is O(log n). A video that is done leaves
+    nothing but a count, so ids must be unique in the listing, and memory goes with what is not done.
     """
 
     def __init__(

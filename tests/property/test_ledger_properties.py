@@ -129,7 +129,7 @@ class LedgerMachine(RuleBasedStateMachine):
             self.ever_held.append((worker, item.key))
         mine.update({item.key: False for item in items})
 
-    def _expected(self, mine: dict[Key, bool], most: int) -> list[tuple[int, int]]:
+    def _expected(self, mine: dict[Key, bool], most: int) -> list[tuple[int, int, int]]:
         """Ranks of what a worker that holds ``mine`` should get, in order."""
         everywhere = {key for held in self.held.values() for key in held}
         free = [
@@ -143,8 +143,8 @@ class LedgerMachine(RuleBasedStateMachine):
         suspects = sorted(self._rank(video) for video in free if video.alone)[:1]
         return normal or ([] if mine else suspects)
 
-    def _rank(self, video: Video) -> tuple[int, int]:
-        return (video.failures, -video.ref.size_bytes)
+    def _rank(self, video: Video) -> tuple[int, int, int]:
+        return (-video.strikes, video.failures, -video.ref.size_bytes)
 
     @precondition(lambda self: self.ever_held)
     @rule(data=st.data())
