@@ -102,7 +102,7 @@ class FaultyS3:
             self.faults[fault.value] += 1
 
     def sent(self, path: str, num_bytes: int) -> None:
-        """Bytes of a body went out."""
+        """Bytes of a body go out."""
         with self._lock:
             self.sent_bytes[unquote(path.partition("?")[0]).lstrip("/")] += num_bytes
 
@@ -220,9 +220,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(content)
 
     def _send(self, content: bytes) -> None:
+        self.server.proxy.sent(self.path, len(content))  # first: whoever has read it all finds it counted
         self.wfile.write(content)
         self.wfile.flush()
-        self.server.proxy.sent(self.path, len(content))
 
     def _refuse(self, fault: Fault) -> None:
         status, code = (500, "InternalError") if fault is Fault.ERROR_500 else (503, "SlowDown")
