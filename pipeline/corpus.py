@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
 from pipeline.config import CorpusConfig
-from pipeline.corpus_walk import Entry, canonical_uri, open_listing
+from pipeline.corpus_walk import Entry, canonical_uri, open_listing, without_query
 from pipeline.errors import Reason, UserError
 from pipeline.identity import NO_VERSION, TAR_URI, Found, IdSet, derived_id, id_hash, is_in_slice
 from pipeline.manifest_files import MANIFEST_SUFFIXES
@@ -19,6 +19,7 @@ from pipeline.shards import SHARD_SUFFIXES, IndexCache, list_shards
 
 __all__ = ["IndexCache", "corpus_format", "list_videos", "video_id_for"]
 
+_NO_VIDEOS = (".tsv", ".json", ".xlsx", ".xls", ".zip", ".csv.bz2", ".csv.xz")
 _NAMES = {"files": "files", "manifest": "rows", "tar": "members"}
 
 
@@ -65,9 +66,7 @@ def corpus_format(config: CorpusConfig) -> str:
     """``files``, ``manifest`` or ``tar``; ``auto`` goes by the suffix of the uri."""
     if config.format != "auto":
         return config.format
-    place = config.uri.lower().rstrip("/")
-    if place.startswith(("http://", "https://")):
-        place = place.partition("?")[0]
+    place = without_query(config.uri.lower()).rstrip("/")
     if place.endswith(MANIFEST_SUFFIXES):
         return "manifest"
     return "tar" if place.endswith(SHARD_SUFFIXES) else "files"
@@ -101,6 +100,12 @@ class _Corpus:
                 "'::', and the member in corpus.include"
             )
         self._listing = open_listing(config.uri, self._excluded.match, skip)
+        is_named = config.format == "auto" and self._listing.names_suffix
+        if is_named and without_query(config.uri.lower()).endswith(_NO_VIDEOS):
+            raise UserError(
+                f"corpus.uri={config.uri!r} is no video by its name, nor a list that is read: save a list as "
+                f"{', '.join(MANIFEST_SUFFIXES[:3])} …, pack videos as tar; else say corpus.format=files"
+            )
         self._files, self._inputs = _Tally(), _Tally()
         self._num_small = 0
         self.is_in_other_slices = False
@@ -165,7 +170,8 @@ class _Corpus:
         reasons += [f"{others} are pipes, sockets or devices"] * bool(others)
         examples = "".join(f", {name}" for name in self._inputs.examples)
         eg = f"; e.g. {examples[2:]}" if examples else ""
-        return f"{head}{self._inputs.num_seen} {noun}, of which {'; '.join(reasons)}{eg}"
+        hint = self._inputs.hint() if self._format == "files" else ""
+        return f"{head}{self._inputs.num_seen} {noun}, of which {'; '.join(reasons)}{eg}{hint}"
 
     def _wants(self, video_id: str) -> bool:
         if self._config.slice is None:
@@ -191,7 +197,8 @@ class _Patterns:
 
     def __init__(self, patterns: Sequence[str]) -> None:
         self.is_empty = not patterns
-        joined = "|".join(fnmatch.translate(pattern.lower().rstrip("/")) for pattern in patterns)
+        lowered = {variant for pattern in patterns for variant in _variants(pattern.lower().rstrip("/"))}
+        joined = "|".join(map(fnmatch.translate, sorted(lowered)))
         self._regex = re.compile(joined or r"(?!)")
         self._folder, self._folder_matches = "", False
 
@@ -208,6 +215,17 @@ class _Patterns:
         return self._folder_matches
 
 
+def _variants(pattern: str, at: int = 0) -> list[str]:
+    """The pattern with and without each of its "**/": that means any number of folders, none too."""
+    at = pattern.find("**/", at)
+    if at < 0:
+        return [pattern]
+    found = _variants(pattern, at + 3)
+    if at == 0 or pattern[at - 1] == "/":
+        found += _variants(pattern[:at] + pattern[at + 3 :], at)
+    return found
+
+
 @dataclass
 class _Tally:
     """What was passed over and why: an empty corpus must explain itself."""
@@ -215,6 +233,8 @@ class _Tally:
     num_seen: int = 0
     num_excluded: int = 0
     not_included: int = 0
+    num_manifests: int = 0
+    num_shards: int = 0
     examples: list[str] = field(default_factory=list)
 
     @property
@@ -227,6 +247,8 @@ class _Tally:
             self.num_excluded += 1
         elif not included.is_empty and not included.match(relative):
             self.not_included += 1
+            self.num_manifests += relative.lower().endswith(MANIFEST_SUFFIXES)
+            self.num_shards += relative.lower().endswith(SHARD_SUFFIXES)
         else:
             return True
         if len(self.examples) < 3:
@@ -240,3 +262,12 @@ class _Tally:
         if self.num_excluded:
             found.append(f"{self.num_excluded} match corpus.exclude ({', '.join(config.exclude)})")
         return found
+
+    def hint(self) -> str:
+        """What a folder of lists or shards needs to be read as one."""
+        kinds = ((self.num_manifests, "manifests", "manifest"), (self.num_shards, "tar shards", "tar"))
+        return "".join(
+            f"; {number} look like {noun}: for those say corpus.format={name}"
+            for number, noun, name in kinds
+            if number
+        )

@@ -182,7 +182,7 @@ def _is_whole(value: Any) -> bool:
 
 def _whole(column: str, value: Any) -> int:
     try:
-        if isinstance(value, bool | Mapping | list):
+        if isinstance(value, bool | Mapping | list) or (isinstance(value, str) and "_" in value):
             raise ValueError
         number = int(value)
         if (
@@ -197,7 +197,7 @@ def _whole(column: str, value: Any) -> int:
 
 def _number(column: str, value: Any, rule: str = "must be a number") -> float:
     try:
-        if isinstance(value, bool | Mapping | list):
+        if isinstance(value, bool | Mapping | list) or (isinstance(value, str) and "_" in value):
             raise ValueError
         return float(value)
     except (ValueError, TypeError, OverflowError):

@@ -1,47 +1,30 @@
-"""Files below a place on any fsspec store. S3 is listed page by page, others folder by folder."""
+"""Files below a place on any fsspec store. S3 is listed page by page, others folder by folder.
+
+corpus_web.py has web servers.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import datetime
 from typing import Any
 
-import fsspec
-
-from pipeline.corpus_walk import Entry, Listing, glob_pattern, has_wildcard, split_glob
+from pipeline.corpus_walk import (
+    Entry,
+    Listing,
+    glob_pattern,
+    has_wildcard,
+    remote_uri,
+    split_glob,
+)
+from pipeline.corpus_web import WebListing
 from pipeline.errors import UserError
-from pipeline.retrying import retry
+from pipeline.stores import ask_store, content_version, open_store
 
-__all__ = ["content_version", "open_remote", "open_store"]
+__all__ = ["open_remote"]
 
-_TIMES = ("mtime", "LastModified", "last_modified", "Last-Modified", "updated", "modified", "created")
-_ETAGS = ("ETag", "etag", "md5Hash", "content_md5", "checksum")
 _S3 = ("s3://", "s3a://")
 _HTTP = ("http://", "https://")
-
-
-def open_store(uri: str) -> tuple[Any, str]:
-    """The filesystem of a uri and the path on it. Raises ValueError or ImportError where there is none.
-
-    s3fs keeps no listings: they would hold a large bucket in memory, and answer with what was there before.
-    """
-    options = {"use_listings_cache": False} if uri.startswith(_S3) else {}
-    store, path = fsspec.core.url_to_fs(uri, **options)
-    return store, str(path)
-
-
-def content_version(info: Mapping[str, Any], size: int) -> str:
-    """What tells two contents apart: the etag where the store has one, else size and time of change."""
-    for name in _ETAGS:
-        if info.get(name):
-            return str(info[name]).strip('"')
-    moment = next((info[name] for name in _TIMES if info.get(name)), 0)
-    if isinstance(moment, datetime):
-        moment = moment.timestamp()
-    if isinstance(moment, int | float):
-        moment = int(moment * 1_000_000)
-    return f"{size}-{moment}"
 
 
 def open_remote(uri: str, is_pruned: Callable[[str], bool], skip: Sequence[str]) -> Listing:
@@ -51,7 +34,7 @@ def open_remote(uri: str, is_pruned: Callable[[str], bool], skip: Sequence[str])
     except Exception as error:  # every store has errors of its own
         raise UserError(f"corpus.uri={uri!r} cannot be opened: {type(error).__name__}: {error}") from None
     if uri.startswith(_HTTP):
-        return _OneFile(uri, store, path)
+        return WebListing(uri, store, is_pruned)
     if uri.startswith(_S3) and (not path or has_wildcard(path.partition("/")[0])):
         raise UserError(f"corpus.uri={uri!r}: name one bucket, e.g. s3://bucket/videos")
     kind = _PagedListing if uri.startswith(_S3) and hasattr(store, "call_s3") else _WalkedListing
@@ -60,40 +43,13 @@ def open_remote(uri: str, is_pruned: Callable[[str], bool], skip: Sequence[str])
 
 def _ask(uri: str, method: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
     try:
-        return retry(lambda: method(*arguments, **named))
+        return ask_store(method, *arguments, **named)
     except FileNotFoundError:
         raise UserError(f"corpus.uri={uri!r}: there is nothing there") from None
+    except PermissionError as error:
+        raise UserError(f"corpus.uri={uri!r} may not be listed: {error}; are the credentials set?") from error
     except Exception as error:  # every store has errors of its own
         raise UserError(f"corpus.uri={uri!r} cannot be listed: {type(error).__name__}: {error}") from error
-
-
-class _OneFile:
-    """A file on a web server: there is no way to ask one for a list."""
-
-    names_suffix = True
-    num_other = 0
-
-    def __init__(self, uri: str, store: Any, path: str) -> None:
-        self.root = uri
-        place = uri.split("?", 1)[0].split("#", 1)[0]
-        self._relative = place.rsplit("/", 1)[-1]
-        if not self._relative or "*" in place:
-            raise UserError(_no_list(uri, "cannot be listed"))
-        self._info = _ask(uri, store.info, path)
-        if self._info.get("mimetype") == "text/html":
-            raise UserError(_no_list(uri, "is a web page"))
-
-    def entries(self, admits: Callable[[str], bool]) -> Iterator[Entry]:
-        size = int(self._info.get("size") or 0)
-        if admits(self._relative):
-            yield Entry(self.root, self._relative, content_version(self._info, size), size)
-
-
-def _no_list(uri: str, what: str) -> str:
-    return (
-        f"corpus.uri={uri!r} {what}: a web server has no list of its files; name one file, "
-        "or give a manifest (CSV, JSONL or Parquet) that names them in its column 'uri'"
-    )
 
 
 class _RemoteListing:
@@ -105,6 +61,7 @@ class _RemoteListing:
         self.root, self.num_other = uri, 0
         self._uri, self._store, self._path = uri, store, path
         self._is_pruned = is_pruned
+        self._account = _account_in(uri)
         self._glob: re.Pattern[str] | None = None
         self._max_depth: int | None = None
         self._info: Mapping[str, Any] | None = None
@@ -156,7 +113,19 @@ class _RemoteListing:
 
     def _entry(self, path: str, info: Mapping[str, Any], relative: str) -> Entry:
         size = int(info.get("size") or 0)
-        return Entry(str(self._store.unstrip_protocol(path)), relative, content_version(info, size), size)
+        return Entry(self._uri_of(path), relative, content_version(info, size), size)
+
+    def _uri_of(self, path: str) -> str:
+        uri = remote_uri(str(self._store.unstrip_protocol(path)))
+        return uri if self._account is None else uri.replace(*self._account, 1)
+
+
+def _account_in(uri: str) -> tuple[str, str] | None:
+    """How addresses begin without and with the account that a user's names: az://container@account.….net/."""
+    authority = remote_uri(uri).partition("://")[2].partition("/")[0]
+    container, at, _ = authority.partition("@")
+    is_azure = at and remote_uri(uri).startswith("az://")
+    return (f"az://{container}/", f"az://{authority}/") if is_azure else None
 
 
 class _WalkedListing(_RemoteListing):
@@ -189,7 +158,7 @@ class _WalkedListing(_RemoteListing):
 
     def _list(self, folder: str, is_start: bool) -> list[Mapping[str, Any]]:
         try:
-            infos = retry(lambda: self._store.ls(folder, detail=True))
+            infos: list[Mapping[str, Any]] = ask_store(self._store.ls, folder, detail=True)
         except FileNotFoundError:
             if is_start:
                 raise UserError(f"corpus.uri={self._uri!r}: there is nothing there") from None

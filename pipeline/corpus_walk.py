@@ -20,14 +20,33 @@ __all__ = [
     "canonical_uri",
     "glob_pattern",
     "has_wildcard",
+    "is_layered",
     "local_entry",
     "local_path_of",
     "open_listing",
+    "remote_uri",
     "split_glob",
     "text_of_path",
+    "without_query",
 ]
 
 _GLOB = re.compile(r"[*?\[]")
+# Filesystems upon filesystems: copies that nobody bounds, or members without an address of their own.
+_LAYERS = frozenset(
+    {
+        "blockcache",
+        "cached",
+        "dir",
+        "filecache",
+        "generic",
+        "libarchive",
+        "reference",
+        "simplecache",
+        "tar",
+        "zip",
+    }
+)
+_SAME_SCHEME = {"s3a": "s3", "gcs": "gs", "abfs": "az", "abfss": "az"}
 
 
 class Entry(NamedTuple):
@@ -57,22 +76,41 @@ class Listing(Protocol):
 def local_path_of(uri: str) -> str | None:
     """The path of a local uri (plain, or ``file://`` percent-encoded), else None."""
     if uri.startswith("file://"):
-        return os.fsdecode(unquote_to_bytes(uri.removeprefix("file://")))
-    if uri.startswith("/") or not ("://" in uri or "::" in uri):
+        path = uri.removeprefix("file://localhost" if uri.startswith("file://localhost/") else "file://")
+        return os.fsdecode(unquote_to_bytes(path))
+    if uri.startswith("/") or not ("://" in uri or is_layered(uri)):
         return uri
     return None
 
 
+def is_layered(uri: str) -> bool:
+    """Whether a uri names one filesystem upon another, as ``simplecache::s3://…`` and ``zip://…::…`` do."""
+    scheme, mark, _ = uri.partition("://")
+    first, layers, _ = scheme.partition("::")
+    return bool((mark or layers) and first in _LAYERS) or bool(mark and layers)
+
+
 def canonical_uri(uri: str) -> str:
-    """One spelling per file. Local: an absolute path with its folder's links resolved; else the uri itself.
+    """One spelling per file. Local: an absolute path, its folder's links resolved; else a scheme per store.
 
     A local name that is not UTF-8 becomes a percent-encoded ``file://`` uri, because rows hold text.
     """
     path = local_path_of(uri)
     if path is None:
-        return uri
+        return remote_uri(uri)
     folder, name = os.path.split(os.path.expanduser(path))
     return text_of_path(os.path.join(os.path.realpath(folder or "."), name))
+
+
+def remote_uri(uri: str) -> str:
+    """A uri that is not local, with one scheme per store: ``s3a://`` is ``s3://``, ``abfs://`` is ``az://``."""
+    scheme, mark, rest = uri.partition("://")
+    return f"{_SAME_SCHEME.get(scheme, scheme)}{mark}{rest}"
+
+
+def without_query(uri: str) -> str:
+    """The uri up to a web server's "?": in other stores that is a part of the name."""
+    return uri.partition("?")[0] if uri.startswith(("http://", "https://")) else uri
 
 
 def text_of_path(path: str) -> str:
@@ -114,6 +152,8 @@ def open_listing(uri: str, is_pruned: Callable[[str], bool], skip: Sequence[str]
     ``is_pruned`` says of a relative folder whether to leave it out unentered; folders at the uris ``skip``
     are left out too, unless one of them is where listing starts, or is above that.
     """
+    if "\0" in uri:
+        raise UserError(f"corpus.uri={uri!r}: no place has a NUL in its name")
     path = local_path_of(uri)
     if path is None:
         from pipeline.corpus_remote import open_remote

@@ -1,16 +1,17 @@
-"""Filesystems as the output needs them: fresh listings, sockets that do not hang, retries in one place."""
+"""Filesystems, one by one. For the output: fresh listings, sockets that do not hang, retries in one place."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import fsspec
 
+from pipeline.corpus_walk import is_layered
 from pipeline.errors import UserError
 
-__all__ = ["RangeFile", "open_filesystem"]
+__all__ = ["RangeFile", "open_filesystem", "open_single"]
 
 _EXTRAS = {
     "s3": "s3",
@@ -64,16 +65,35 @@ def open_filesystem(uri: str) -> tuple[Any, str]:
     """The filesystem of an address, and the path on it; UserError where none is installed that knows it."""
     protocol = uri.partition("://")[0] if "://" in uri else "file"
     try:
-        filesystem, root = fsspec.core.url_to_fs(uri, **_options(protocol))
+        filesystem, root = open_single(uri, _options(protocol))
     except ImportError as error:
-        extra = _EXTRAS.get(protocol)
-        way_out = f'pip install "flashvid-index[{extra}]"' if extra else str(error)
-        raise UserError(f"{uri!r} needs a filesystem that is not installed: {way_out}") from None
+        raise UserError(f"{uri!r} cannot be opened: {error}") from None
     except ValueError as error:
         raise UserError(f"{uri!r} is not an address fsspec understands: {error}") from None
     if protocol in _S3:
         filesystem.retries = 1  # of its own: retrying.py does it
-    return filesystem, str(root)
+    return filesystem, root
+
+
+def open_single(uri: str, options: Mapping[str, Any]) -> tuple[Any, str]:
+    """The filesystem that an address names, and the path on it; "::" is a part of a name.
+
+    Raises ImportError or ValueError where there is none, and for one filesystem upon another.
+    """
+    if is_layered(uri):
+        raise ValueError(
+            "filesystems upon filesystems ('::') are not used: name the store itself; videos are copied into "
+            "a cache of our own, and tar shards need no tar://"
+        )
+    protocol = uri.partition("://")[0] if "://" in uri else "file"
+    try:
+        kind = fsspec.get_filesystem_class(protocol)
+    except ImportError as error:
+        extra = _EXTRAS.get(protocol)
+        way_out = f'pip install -e ".[{extra}]" in the clone' if extra else str(error)
+        raise ImportError(f"{protocol}:// needs a filesystem that is not installed: {way_out}") from error
+    filesystem = fsspec.filesystem(protocol, **{**kind._get_kwargs_from_urls(uri), **options})
+    return filesystem, str(kind._strip_protocol(uri))
 
 
 def _options(protocol: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import gzip
 import io
 import itertools
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any, NamedTuple, cast
 
@@ -15,14 +16,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.corpus_fields import shortened
-from pipeline.corpus_remote import open_store
-from pipeline.corpus_walk import local_path_of
+from pipeline.corpus_walk import local_path_of, without_query
 from pipeline.errors import UserError
-from pipeline.retrying import retry
+from pipeline.stores import ask_store, open_store
 
 __all__ = ["MANIFEST_SUFFIXES", "Row", "Wanted", "read_rows"]
 
-MANIFEST_SUFFIXES = (".parquet", ".csv", ".csv.gz", ".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
+_TEXT = (".csv", ".jsonl", ".ndjson")
+MANIFEST_SUFFIXES = (".parquet", *(text + packed for text in _TEXT for packed in ("", ".gz", ".zst")))
 MAX_COLUMNS = 10_000
 MAX_LINE_BYTES = 4 * 2**20
 MAX_FOOTER_BYTES = 32 * 2**20
@@ -56,18 +57,17 @@ def read_rows(uri: str, wanted: Wanted) -> Iterator[Row]:
     Raises UserError where the file cannot be read, lacks a column, or has a line, a field or a number of
     columns beyond all measure.
     """
-    name = uri.lower().split("?", 1)[0]
+    name = without_query(uri.lower())
     if not name.endswith(MANIFEST_SUFFIXES):
         raise UserError(f"{uri!r} is no manifest: its name must end in {', '.join(MANIFEST_SUFFIXES)}")
-    kind = name.removesuffix(".gz").rsplit(".", 1)[-1]
+    kind = name.removesuffix(".gz").removesuffix(".zst").rsplit(".", 1)[-1]
     try:
         with _opened(uri, is_random=kind == "parquet") as file:
             if kind == "parquet":
                 yield from _parquet_rows(file, uri, wanted)
                 return
-            source = cast(IO[bytes], gzip.GzipFile(fileobj=file)) if name.endswith(".gz") else file
-            lines = _lines(source, uri)
-            yield from (_csv_rows if kind == "csv" else _json_rows)(lines, uri, wanted)
+            source = _unpacked(file, name)  # named, because it closes the file when it goes
+            yield from (_csv_rows if kind == "csv" else _json_rows)(_lines(source, uri), uri, wanted)
     except UserError:
         raise
     except FileNotFoundError:
@@ -81,12 +81,30 @@ def _opened(uri: str, is_random: bool) -> Iterator[IO[bytes]]:
     path = local_path_of(uri)
     if path is not None:
         with open(path, "rb") as file:
+            begun = os.fstat(file.fileno())
             yield file
+            _check_same((begun.st_size, begun.st_mtime_ns), os.fstat(file.fileno()), uri)
         return
     store, place = open_store(uri)
     cache = "none" if is_random else "readahead"  # pyarrow asks for ranges that are large enough
-    with retry(lambda: store.open(place, "rb", block_size=_BUFFER_BYTES, cache_type=cache)) as file:
+    with ask_store(store.open, place, "rb", block_size=_BUFFER_BYTES, cache_type=cache) as file:
         yield file if is_random else io.BufferedReader(file, _BUFFER_BYTES)
+
+
+def _check_same(begun: tuple[int, int], now: os.stat_result, uri: str) -> None:
+    """Rows that come and go while they are read would be missed, or read in halves."""
+    if begun != (now.st_size, now.st_mtime_ns):
+        raise UserError(
+            f"manifest {uri!r} changed while it was read: run again; put a new list in its place by renaming"
+        )
+
+
+def _unpacked(file: IO[bytes], name: str) -> IO[bytes]:
+    if name.endswith(".gz"):
+        return cast(IO[bytes], gzip.GzipFile(fileobj=file))
+    if name.endswith(".zst"):
+        return io.BufferedReader(pa.CompressedInputStream(file, "zstd"), _BUFFER_BYTES)
+    return file
 
 
 def _check_columns(names: Sequence[str], uri: str, wanted: Wanted, where: str = "") -> None:
@@ -138,20 +156,22 @@ def _check_footer(file: IO[bytes], uri: str) -> None:
 
 
 def _plain(column: pa.Array) -> list[Any]:
-    """Python values. Times in microseconds; text that is not UTF-8 comes as bytes."""
+    """Python values. Times in microseconds; text not UTF-8 comes as bytes, a far-off time as number."""
     kind = column.type
-    if pa.types.is_timestamp(kind):
-        column = column.cast(pa.timestamp("us", tz=kind.tz and "UTC"), safe=False)
+    if pa.types.is_timestamp(kind) and kind.unit == "ns":
+        column = column.cast(pa.timestamp("us", tz=kind.tz), safe=False)
     try:
         return list(column.to_pylist())
-    except UnicodeDecodeError:
+    except (ValueError, OverflowError):
         return [_plain_scalar(scalar) for scalar in column]
 
 
 def _plain_scalar(scalar: Any) -> Any:
     try:
         return scalar.as_py()
-    except UnicodeDecodeError:
+    except (ValueError, OverflowError) as error:
+        if not isinstance(error, UnicodeDecodeError):
+            return getattr(scalar, "value", None) or str(error)  # a moment beyond what Python has
         buffer = scalar.as_buffer() if hasattr(scalar, "as_buffer") else None
         return buffer.to_pybytes() if buffer is not None else b"\xff"
 
@@ -179,6 +199,7 @@ def _csv_rows(lines: Iterator[bytes], uri: str, wanted: Wanted) -> Iterator[Row]
     number = 0
     try:
         header = next(rows, [])
+        _check_blanks(header, uri, wanted)
         _check_columns(header, uri, wanted)
         places = [(place, name) for place, name in enumerate(header) if name in wanted.all]
         for number, fields in enumerate((row for row in rows if row), start=1):
@@ -190,8 +211,15 @@ def _csv_rows(lines: Iterator[bytes], uri: str, wanted: Wanted) -> Iterator[Row]
     except csv.Error as error:
         raise UserError(
             f"manifest {uri!r}: no end to the row after row {number}, or to a field in it: {error}; a quote "
-            "within quotes is written twice"
+            "within quotes is written twice, lines end in LF or CR LF"
         ) from None
+
+
+def _check_blanks(header: Sequence[str], uri: str, wanted: Wanted) -> None:
+    """A column that would be passed over for the blank in its name."""
+    for name in header:
+        if name.strip() in wanted.all and name.strip() not in header:
+            raise UserError(f"manifest {uri!r} has a column {name!r}: write {name.strip()!r}, without blanks")
 
 
 def _json_rows(lines: Iterator[bytes], uri: str, wanted: Wanted) -> Iterator[Row]:

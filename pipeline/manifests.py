@@ -12,14 +12,13 @@ from typing import Any, NamedTuple, TypeVar
 
 from pipeline.config import CorpusConfig, ManifestConfig
 from pipeline.corpus_fields import FieldError, Fields
-from pipeline.corpus_remote import content_version, open_store
-from pipeline.corpus_walk import Entry, local_entry, local_path_of, text_of_path
+from pipeline.corpus_walk import Entry, local_entry, local_path_of, remote_uri, text_of_path, without_query
 from pipeline.errors import Reason
 from pipeline.identity import NO_VERSION, Found, derived_id, own_version
 from pipeline.manifest_files import Row, Wanted, read_rows
 from pipeline.map_ahead import map_ahead
 from pipeline.records import Problem, VideoRef
-from pipeline.retrying import retry
+from pipeline.stores import ask_store, content_version, open_store
 
 __all__ = ["list_manifest"]
 
@@ -92,7 +91,7 @@ class _Manifest:
         self._uri, self._fields = uri, fields
         path = local_path_of(uri)
         self._is_local = path is not None
-        place = path if path is not None else uri.partition("?")[0]
+        place = path if path is not None else without_query(uri)
         self._folder = place.rpartition("/")[0]
         self._real_folder = lru_cache(4096)(os.path.realpath)
 
@@ -130,7 +129,7 @@ class _Manifest:
         """The canonical uri, and the path where it is local. Relative uris start at the manifest's folder."""
         path = local_path_of(written)
         if path is None:
-            return written, None
+            return remote_uri(written), None
         if not path.startswith(("/", "~")) and not self._is_local:
             return self._join(path), None
         folder, name = os.path.split(os.path.join(self._folder or ".", os.path.expanduser(path)))
@@ -212,7 +211,7 @@ def _not_one(uri: str) -> Problem:
 
 def _ask_store(uri: str, store: Any, path: str) -> _State:
     try:
-        info: Mapping[str, Any] = retry(lambda: store.info(path), _RETRY_SECONDS)
+        info: Mapping[str, Any] = ask_store(store.info, path, seconds=_RETRY_SECONDS)
     except (FileNotFoundError, PermissionError):
         return NO_VERSION, 0, None  # reading it says the same, in its own time
     except Exception as error:  # every store has errors of its own

@@ -13,13 +13,12 @@ from urllib.parse import quote
 
 from pipeline.config import CorpusConfig
 from pipeline.corpus_fields import FieldError, Fields
-from pipeline.corpus_remote import open_store
 from pipeline.corpus_walk import Entry, local_path_of
 from pipeline.errors import Reason
 from pipeline.identity import NO_VERSION, TAR_URI, Found, derived_id, own_version
 from pipeline.map_ahead import map_ahead
 from pipeline.records import Problem, VideoRef
-from pipeline.retrying import StorageDownError, is_passing, retry
+from pipeline.retrying import StorageDownError, is_passing
 from pipeline.shard_index import (
     IndexCache,
     Indexed,
@@ -30,6 +29,7 @@ from pipeline.shard_index import (
     sample_key,
     to_bytes,
 )
+from pipeline.stores import ask_store, open_store, reason_of
 from pipeline.tar_headers import RangeReader
 
 __all__ = ["SHARD_SUFFIXES", "IndexCache", "list_shards", "member_uri"]
@@ -110,14 +110,14 @@ def _local_reader(path: str, num_bytes: int) -> Iterator[RangeReader]:
 @contextlib.contextmanager
 def _remote_reader(store: Any, path: str, num_bytes: int) -> Iterator[RangeReader]:
     """By range requests and nothing else; a server that knows none raises ValueError."""
-    with retry(lambda: store.open(path, "rb", cache_type="none"), _RETRY_SECONDS) as file:
+    with ask_store(store.open, path, "rb", cache_type="none", seconds=_RETRY_SECONDS) as file:
 
         def fetch(offset: int, length: int) -> bytes:
             file.seek(offset)
             return bytes(file.read(length))
 
         yield RangeReader(
-            lambda offset, length: retry(lambda: fetch(offset, length), _RETRY_SECONDS), num_bytes
+            lambda offset, length: bytes(ask_store(fetch, offset, length, seconds=_RETRY_SECONDS)), num_bytes
         )
 
 
@@ -129,7 +129,7 @@ class _Kept:
         self._writing = threading.Lock()
 
     def get(self, name: str, shard: Entry) -> ShardIndex | None:
-        if self._cache is None or shard.version == NO_VERSION:
+        if self._cache is None or _is_unknown(shard):
             return None
         try:
             data = self._cache.get(name)
@@ -138,11 +138,16 @@ class _Kept:
         return from_bytes(data, shard.size_bytes) if data is not None else None
 
     def put(self, name: str, shard: Entry, index: ShardIndex) -> None:
-        if self._cache is None or shard.version == NO_VERSION:
+        if self._cache is None or _is_unknown(shard):
             return
         data = to_bytes(index)
         with self._writing, contextlib.suppress(*_CACHE_ERRORS):
             self._cache.put(name, data)
+
+
+def _is_unknown(shard: Entry) -> bool:
+    """Whether the store tells nothing that would differ once the shard has other content of the same size."""
+    return shard.version == f"{shard.size_bytes}-0"
 
 
 def _index_of(shard: Entry, opener: _Opener, wanted: frozenset[str], kept: _Kept) -> ShardIndex:
@@ -162,13 +167,8 @@ def _index_of(shard: Entry, opener: _Opener, wanted: frozenset[str], kept: _Kept
 
 
 def _problem(error: Exception) -> Problem:
-    reason = Reason.READ_ERROR
-    if isinstance(error, FileNotFoundError):
-        reason = Reason.NOT_FOUND
-    elif isinstance(error, PermissionError):
-        reason = Reason.ACCESS_DENIED
     again = " (after trying again)" if is_passing(error) else ""
-    return Problem(reason, f"cannot be read: {type(error).__name__}: {error}"[:500] + again)
+    return Problem(reason_of(error), f"cannot be read: {type(error).__name__}: {error}"[:500] + again)
 
 
 def _refs(

@@ -7,19 +7,24 @@ behind: what waits for it is held up no longer than it has promised.
 from __future__ import annotations
 
 import errno
+import os
+import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 import fsspec
+from fsspec.implementations.local import LocalFileOpener
 
 from pipeline.corpus_walk import local_path_of
 from pipeline.errors import Reason, Stage, VideoError
+from pipeline.identity import NO_VERSION
 from pipeline.records import VideoRef
+from pipeline.stores import content_version, open_store, plain_error, reason_of
 
 __all__ = ["Source", "Transfers", "read_error"]
 
@@ -29,19 +34,22 @@ SLOWEST_BYTES_PER_SECOND = 2**20
 MAX_STUCK = 8
 RESUME_SECONDS = (0.2, 0.5, 1.0)
 _POLL_SECONDS = 0.05
+_BY_TIME = re.compile(r"\d+-(\d+|\w{3}, .*)(~|$)")  # size and time of change, not an etag
 _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-_GONE = frozenset({404, 410})
-_FORBIDDEN = frozenset({401, 403})
 
 
 @dataclass(frozen=True)
 class Source:
-    """Bytes [``offset``, ``offset`` + ``num_bytes``) of a uri; ``num_bytes`` None: all, however many."""
+    """Bytes [``offset``, ``offset`` + ``num_bytes``) of a uri; ``num_bytes`` None: all, however many.
+
+    ``version``: of a shard, in which other bytes may lie there once it has changed.
+    """
 
     uri: str
     offset: int
     num_bytes: int | None
     is_whole: bool
+    version: str | None = None
 
     @staticmethod
     def of(ref: VideoRef) -> Source:
@@ -49,7 +57,8 @@ class Source:
         uri = ref.archive or ref.uri
         if ref.offset is None:
             return Source(uri, 0, ref.size_bytes or None, is_whole=True)
-        return Source(uri, ref.offset, ref.num_bytes, is_whole=False)
+        version = None if ref.version.partition("~")[0] == NO_VERSION else ref.version
+        return Source(uri, ref.offset, ref.num_bytes, is_whole=False, version=version)
 
 
 class Transfers:
@@ -107,6 +116,7 @@ class _Transfer:
         self.error: Exception | None = None
         self.num_bytes = 0
         self.num_bytes_expected = source.num_bytes or 0
+        self._version: str | None = None  # what the first attempt found
         self.progressed_at = time.monotonic()
 
     def abandon(self) -> None:
@@ -124,7 +134,7 @@ class _Transfer:
     def _run(self, target: IO[bytes]) -> None:
         local = local_path_of(self._source.uri)
         if local is None:
-            filesystem, path = fsspec.core.url_to_fs(self._source.uri)
+            filesystem, path = open_store(self._source.uri)
         else:
             filesystem, path = fsspec.filesystem("file"), local
         for seconds in (*RESUME_SECONDS, None):
@@ -142,6 +152,7 @@ class _Transfer:
             size = getattr(file, "size", None)
             expected = self._expected(size)
             self.num_bytes_expected = expected or 0
+            self._check_version(filesystem, path, file)
             at = source.offset + self.num_bytes
             if at and not file.seekable():  # a server without ranges
                 if source.offset:
@@ -155,8 +166,28 @@ class _Transfer:
                 target.write(chunk)
             if expected == self.num_bytes and size is None and file.read(1):
                 _refuse_changed(source, self.num_bytes + 1)
+            if self._version not in (None, self._version_at_end(filesystem, path, file)):
+                _refuse_other(source)
         if expected is not None and self.num_bytes != expected:
             raise EOFError(f"ends after {self.num_bytes} of {expected} bytes")
+
+    def _check_version(self, filesystem: Any, path: str, file: Any) -> None:
+        """Another content than was listed, or than the last attempt began with, must not be mixed with it."""
+        source = self._source
+        if source.version is None and self.num_bytes_expected <= CHUNK_BYTES:
+            return  # one request brings it whole
+        now = _version_of_local(file) or _version_of_remote(filesystem, path, file, source)
+        if self._version is None and source.version is not None and _is_other(source.version, now):
+            _refuse_other(source)
+        if self._version is not None and now != self._version:
+            _refuse_other(source)
+        self._version = now
+
+    def _version_at_end(self, filesystem: Any, path: str, file: Any) -> str | None:
+        """Asked again after the last byte; not of S3, which was told with every request what is meant."""
+        if self._version is None or "s3" in filesystem.protocol:
+            return self._version
+        return _version_of_local(file) or _version_of(filesystem.info(path), self._source)
 
     def _expected(self, size: int | None) -> int | None:
         """Bytes that there should be; None where neither the listing nor the store says."""
@@ -188,11 +219,42 @@ def read_error(message: str) -> VideoError:
     return VideoError(Stage.READING, Reason.READ_ERROR, message[:500])
 
 
-def _refuse_changed(source: Source, size: int) -> None:
+def _refuse_changed(source: Source, size: int) -> NoReturn:
     raise read_error(
         f"{source.uri} changed while being read: {size} bytes or more now, "
         f"{source.offset + (source.num_bytes or 0)} when it was listed"
     )
+
+
+def _refuse_other(source: Source) -> NoReturn:
+    raise read_error(f"{source.uri} changed since it was listed: run again, to list what is there now")
+
+
+def _version_of_local(file: Any) -> str | None:
+    """As the listing has it; None where the file is not local."""
+    if not isinstance(file, LocalFileOpener):
+        return None
+    status = os.fstat(file.fileno())
+    return f"{status.st_size}-{status.st_mtime_ns}"
+
+
+def _version_of_remote(filesystem: Any, path: str, file: Any, source: Source) -> str:
+    """As the listing has it. What a store told on opening is not asked again; web servers' is not kept."""
+    info = getattr(file, "details", None) or {}
+    return _version_of(info if content_version(info, 0) != NO_VERSION else filesystem.info(path), source)
+
+
+def _version_of(info: Mapping[str, Any], source: Source) -> str:
+    """Several web servers behind one name have etags of their own, but mostly one time of change."""
+    moment = {name: info[name] for name in ("Last-Modified",) if source.version is None and info.get(name)}
+    return content_version(moment or info, int(info.get("size") or 0))
+
+
+def _is_other(listed: str, now: str) -> bool:
+    """Whether two versions differ that can be compared: some stores tell more of one file than in a list."""
+    if now == listed or listed.startswith(f"{now}~"):
+        return False
+    return (_BY_TIME.match(listed) is None) == (_BY_TIME.match(now) is None)
 
 
 def _may_pass(error: Exception, source: Source) -> bool:
@@ -206,32 +268,10 @@ def _may_pass(error: Exception, source: Source) -> bool:
 def _as_video_error(error: Exception, source: Source) -> VideoError:
     if isinstance(error, VideoError):
         return error
-    text = f"{source.uri}: {type(error).__name__}: {error}"[:500]
+    plain = plain_error(error)
+    text = f"{source.uri}: {type(plain).__name__}: {plain}"[:500]
     if isinstance(error, OSError) and error.errno in _DISK_FULL:
         text = (
             f"no room for a copy of {source.uri} ({error.strerror}); set decoding.cache_dir to a larger disk"
         )
-    return VideoError(Stage.READING, _reason_of(error), text)
-
-
-def _reason_of(error: Exception) -> Reason:
-    """By the status that the store answered; clients wrap it, and some call every failure "not found"."""
-    chain: list[BaseException] = [error]
-    while (cause := chain[-1].__cause__) is not None and len(chain) < 10:
-        chain.append(cause)
-    status = next((status for status in map(_status_of, chain) if status is not None), None)
-    if status in _GONE or (status is None and isinstance(chain[-1], FileNotFoundError)):
-        return Reason.NOT_FOUND
-    if status in _FORBIDDEN or (status is None and isinstance(chain[-1], PermissionError)):
-        return Reason.ACCESS_DENIED
-    return Reason.READ_ERROR
-
-
-def _status_of(error: BaseException) -> int | None:
-    """The HTTP status of aiohttp's and botocore's errors, and of others of that shape."""
-    response = getattr(error, "response", None)
-    if isinstance(response, dict):
-        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-    else:
-        status = getattr(error, "status", None) or getattr(response, "status_code", None)
-    return status if isinstance(status, int) else None
+    return VideoError(Stage.READING, reason_of(error), text)

@@ -114,7 +114,7 @@ def reference(uri: str, size: int = 0) -> VideoRef:
 
 def member(archive: str, offset: int, num_bytes: int, name: str = "a.mp4") -> VideoRef:
     return VideoRef(
-        "m", f"tar://{name}::{archive}", "1", num_bytes, archive=archive, offset=offset, num_bytes=num_bytes
+        "m", f"tar://{name}::{archive}", "0-0", num_bytes, archive=archive, offset=offset, num_bytes=num_bytes
     )
 
 

@@ -48,6 +48,9 @@ def test_a_folder_is_listed_sorted_and_empty_files_are_inputs(folder: Path) -> N
         ({"exclude": ["trash"]}, ["a.MP4", "b.mp4", "c.mkv", "empty.mp4"]),
         ({"exclude": ["deep/*", "E*"]}, ["a.MP4", "b.mp4", "d.mp4"]),
         ({"include": ["deep/*"]}, ["c.mkv"]),
+        ({"include": ["**/*.mp4"]}, ["a.MP4", "b.mp4", "empty.mp4", "d.mp4"]),
+        ({"include": ["deep/**/*.mkv", "**/**/b.*"]}, ["b.mp4", "c.mkv"]),
+        ({"exclude": ["**/trash", "deep/**/er/"]}, ["a.MP4", "b.mp4", "empty.mp4"]),
         ({"include": ["*.txt", "b.*"]}, ["b.mp4", "notes.txt"]),
         ({"limit": 2}, ["a.MP4", "b.mp4"]),
     ],
@@ -146,6 +149,22 @@ def test_nothing_found_is_explained(folder: Path, tmp_path: Path) -> None:
         names(tmp_path / "bare")
     with pytest.raises(UserError, match="no file"):
         names(folder / "*.nothing")
+
+
+def test_a_folder_of_lists_or_shards_says_how_to_read_them(tmp_path: Path) -> None:
+    for name in ("1.csv", "2.jsonl.zst", "0.tar", "notes.txt"):
+        (tmp_path / name).write_bytes(b"uri\na.mp4\n")
+    said = r"2 look like manifests: .*corpus\.format=manifest; 1 look like tar shards: .*corpus\.format=tar"
+    with pytest.raises(UserError, match=said):
+        names(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["list.tsv", "list.json", "videos.zip"])
+def test_a_list_that_is_not_read_is_not_taken_for_a_video(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(UserError, match=r"is no video by its name.*corpus\.format=files"):
+        names(tmp_path / name)
+    assert names(tmp_path / name, format="files") == [name]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -370,14 +389,11 @@ def web(folder: Path) -> Iterator[str]:
         thread.join()
 
 
-def test_a_web_server_gives_single_files_and_manifests_but_no_lists(web: str, folder: Path) -> None:
+def test_a_web_server_gives_single_files_and_manifests(web: str, folder: Path) -> None:
     (ref,) = list_videos(CorpusConfig(uri=f"{web}/b.mp4?key=a/b"))
     assert (ref.uri, ref.size_bytes) == (f"{web}/b.mp4?key=a/b", 5)
     assert ref.video_id.startswith("b-")
     assert ref.version != "5-0"
-    for place in ("/", "/*.mp4", "/deep"):
-        with pytest.raises(UserError, match=r"a web server has no list of its files.*give a manifest"):
-            names(f"{web}{place}")
     with pytest.raises(UserError, match="there is nothing there"):
         names(f"{web}/absent.mp4")
     (folder / "list.csv").write_text("uri\nb.mp4\ndeep/er/../er/c.mkv\nabsent.mp4\n")

@@ -8,6 +8,7 @@ import tarfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
@@ -19,8 +20,10 @@ from werkzeug.serving import make_server
 
 from pipeline.config import CorpusConfig
 from pipeline.corpus import list_videos
-from pipeline.errors import Reason, UserError
+from pipeline.errors import Reason, UserError, VideoError
 from pipeline.records import VideoRef
+from pipeline.spooling import Spool
+from pipeline.stores import open_store
 
 BUCKET = "films"
 CREDENTIALS = {
@@ -173,6 +176,33 @@ def test_versions_in_the_manifest_save_every_look(s3: Any, server: tuple[str, Tr
         ("s3://films/b.mp4", "x"),
     ]
     assert server[1].count("mp4") == 0
+
+
+def test_two_colons_are_a_part_of_a_key(s3: Any) -> None:
+    put(s3, "v/a", body=b"wrong")
+    put(s3, "v/a::b.mp4", body=b"right")
+    (ref,) = refs("s3a://films/v")
+    assert (ref.uri, refs("s3://films/v/a::b.mp4")) == ("s3://films/v/a::b.mp4", [ref])
+    store, path = open_store(ref.uri)
+    assert store.cat_file(path) == b"right"
+
+
+def test_a_question_mark_is_a_part_of_a_key(s3: Any) -> None:
+    put(s3, "what?/list.csv", body=b"uri\n../v/a.mp4\n")
+    put(s3, "v/a.mp4")
+    assert names("s3://films/what?/list.csv") == ["v/a.mp4"]
+
+
+def test_a_member_of_a_shard_that_was_replaced_is_not_read(s3: Any, tmp_path: Path) -> None:
+    put(s3, "0.tar", body=shard(2, 1000))
+    first, second = refs("s3://films/0.tar")
+    spool = Spool(str(tmp_path), 10.0, 2**30)
+    with spool.local_file(first) as path:
+        assert Path(path).read_bytes() == bytes(1000)
+    put(s3, "0.tar", body=shard(2, 1001))
+    with pytest.raises(VideoError, match="changed since it was listed"), spool.local_file(second):
+        pass
+    spool.close()
 
 
 class Cache:

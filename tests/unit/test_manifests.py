@@ -22,7 +22,7 @@ from pipeline.records import Question, VideoRef
 from pipeline.schemas import video_schema
 
 Rows = Sequence[Mapping[str, Any]]
-KINDS = ("parquet", "csv", "csv.gz", "jsonl", "jsonl.gz", "ndjson")
+KINDS = ("parquet", "csv", "csv.gz", "csv.zst", "jsonl", "jsonl.gz", "jsonl.zst", "ndjson")
 
 
 def write(path: Path, rows: Rows) -> Path:
@@ -36,8 +36,17 @@ def write(path: Path, rows: Rows) -> Path:
         text = "".join(",".join(line) + "\r\n" for line in lines)
     else:
         text = "".join(json.dumps(row) + "\n" for row in rows)
-    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+    pack = {".gz": gzip.compress, ".zst": packed}.get(path.suffix, bytes)
+    path.write_bytes(pack(text.encode()))
     return path
+
+
+def packed(data: bytes) -> bytes:
+    """zstd."""
+    target = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(target, "zstd") as stream:
+        stream.write(data)
+    return bytes(target.getvalue().to_pybytes())
 
 
 def _cell(value: Any) -> str:
@@ -136,6 +145,7 @@ def test_questions_as_json_text_and_as_structs(videos: Path) -> None:
         ({"uri": "a.mp4", "start_seconds": float("nan")}, "finite, not negative"),
         ({"uri": "a.mp4", "end_seconds": "inf"}, "end_seconds='inf'"),
         ({"uri": "a.mp4", "start_seconds": "one"}, "start_seconds='one': must be a number of seconds"),
+        ({"uri": "a.mp4", "end_seconds": "1_0"}, "end_seconds='1_0': must be a number of seconds"),
         ({"uri": "a.mp4", "start_seconds": True}, "start_seconds=True: must be a number"),
         ({"uri": "a.mp4", "video_id": ""}, "must have 1 to 512 characters"),
         ({"uri": "a.mp4", "video_id": "x" * 600}, "must have 1 to 512 characters"),
@@ -200,7 +210,8 @@ def test_a_store_that_cannot_be_made_fails_the_row_and_not_the_run(videos: Path)
     odd = ["zip://a.mp4::/nowhere.zip", "github://nobody"]
     found = refs(write(videos / "m.jsonl", [{"uri": uri} for uri in [*odd, "a.mp4"]]))
     reasons = [ref.problem and ref.problem.reason for ref in found]
-    assert reasons == [Reason.READ_ERROR, Reason.INVALID_INPUT, None]
+    assert reasons == [Reason.INVALID_INPUT, Reason.INVALID_INPUT, None]
+    assert "filesystems upon filesystems ('::') are not used" in problem(found[0])
     assert "'github://nobody' cannot be opened" in problem(found[1])
 
 
@@ -245,6 +256,36 @@ def test_columns_are_converted_and_fit_the_table(videos: Path) -> None:
     assert pa.Table.from_pylist([dict(ref.extra)], schema).to_pylist() == [expected]
     (empty,) = refs(write(videos / "m.csv", [{**dict.fromkeys(text), "uri": "a.mp4"}]), columns=columns)
     assert dict(empty.extra) == dict.fromkeys(columns)
+
+
+def test_a_moment_beyond_all_calendars_fails_its_row_only(videos: Path) -> None:
+    for kind, beyond in ((pa.timestamp("us"), 2**62), (pa.date32(), 2**30)):
+        table = pa.table({"uri": ["a.mp4", "b.mp4"], "t": pa.array([0, beyond], kind)})
+        pq.write_table(table, videos / "m.parquet")
+        good, bad = refs(videos / "m.parquet", columns={"t": "timestamp"})
+        assert good.problem is None
+        assert "must be a time as in" in problem(bad)
+
+
+def test_a_manifest_that_changes_while_it_is_read_is_refused(videos: Path) -> None:
+    rows = [{"uri": f"{number}.mp4", "version": "v"} for number in range(3000)]
+    for kind in ("csv", "jsonl", "parquet"):
+        path = write(videos / f"m.{kind}", rows)
+        listed = list_videos(CorpusConfig(uri=str(path)))
+        next(listed)
+        os.utime(path, ns=(1, 1))
+        with pytest.raises(UserError, match=r"changed while it was read: run again"):
+            list(listed)
+        listed = list_videos(CorpusConfig(uri=str(path)))
+        next(listed)
+        os.replace(write(videos / f"new.{kind}", rows[:1]), path)
+        assert len(list(listed)) == 2999, "a new list in its place leaves the old one as it was"
+
+
+def test_a_folder_may_have_a_question_mark(videos: Path) -> None:
+    (videos / "what?").mkdir()
+    (ref,) = refs(write(videos / "what?" / "m.csv", [{"uri": "../videos/a.mp4"}]))
+    assert ref.size_bytes == 5
 
 
 def test_columns_may_have_other_names(videos: Path) -> None:
@@ -294,7 +335,12 @@ def test_a_column_that_is_not_there(videos: Path, kind: str, options: Any, said:
         ("m.csv", b"uri,uri\na,b\n", "column 'uri' twice"),
         ("m.csv", b"", "no column 'uri'; it has none"),
         ("m.csv", "uri\na.mp4\n".encode("utf-16"), "UTF-16"),
+        ("m.csv", b"uri, video_id\na.mp4,1\n", "a column ' video_id': write 'video_id', without blanks"),
+        ("m.csv", b"uri,video_id\ra.mp4,1\r", "lines end in LF or CR LF"),
         ("m.csv.gz", b"uri\na.mp4\n", "cannot be read: BadGzipFile"),
+        ("m.csv.gz", gzip.compress(b"uri\na.mp4\n", mtime=0)[:-4], "cannot be read: EOFError"),
+        ("m.csv.zst", packed(b"uri\na.mp4\n")[:-4], "cannot be read"),
+        ("m.csv.zst", packed(b"uri\na.mp4\n") + b"more than that", "cannot be read"),
         ("m.jsonl", b'{"uri": "' + b"x" * MAX_LINE_BYTES, "line 1 is longer than"),
         ("m.jsonl", b'[{"uri": "a.mp4"}]', r"no column 'uri' in its first 1 rows .*is no JSON object"),
         ("m.csv", ",".join(f"c{number}" for number in range(300_000)).encode(), "300000 columns"),
