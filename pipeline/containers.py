@@ -7,6 +7,8 @@ file claims of itself is held against limits before anything of that size is all
 from __future__ import annotations
 
 import errno
+import gc
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,8 +17,11 @@ from typing import Any, NoReturn
 import av
 
 from pipeline.errors import Reason, Stage, VideoError
+from pipeline.timeline import Clock
+from pipeline.upright import Turn, turn_of
 
 __all__ = [
+    "NO_ROOM",
     "Damage",
     "DecoderRefusedError",
     "Header",
@@ -25,7 +30,9 @@ __all__ = [
     "describe",
     "head_of",
     "jumped",
+    "may_jump",
     "opened",
+    "origin_seconds",
     "packets_of",
     "read_header",
 ]
@@ -41,8 +48,12 @@ _FORMATS = (
 )
 _PLAYLIST_STARTS = (b"#EXTM3U", b"ffconcat", b"v=0\r", b"v=0\n", b"[playlist]", b"<?xml", b"<MPD", b"<Smooth")
 _HEAD_BYTES = 4096
+# BlockingIOError: no thread could be started. Neither is the fault of the file.
+NO_ROOM = (MemoryError, BlockingIOError)
 # libav holds sides rounded up to whole blocks against its limit; the exact check is ours.
 _ALIGNMENT_SLACK = 1.25
+_TS_DISCONT = 0x200  # AVFMT_TS_DISCONT
+_TAGGED_DURATION = re.compile(r"(\d{1,4}):(\d\d):(\d\d(?:\.\d+)?)$")
 
 
 class DecoderRefusedError(Exception):
@@ -80,13 +91,17 @@ class Limits:
 
 @dataclass(frozen=True)
 class Header:
-    """What the container claims, and the upright size of a frame that was decoded."""
+    """What the container claims, and the upright size of a frame that was decoded.
+
+    ``claimed_end_seconds``: when the pictures are said to end, from the container's start on; 0: no word.
+    """
 
     codec: str
     containers: frozenset[str]
-    duration_seconds: float
+    claimed_end_seconds: float
     width: int
     height: int
+    turn: Turn
 
 
 @dataclass
@@ -104,19 +119,51 @@ def read_header(path: str, limits: Limits) -> Header:
         first = next(decoded(container, stream, damage, limits), None)
         if first is None:
             raise DecoderRefusedError(Reason.CORRUPT, "no frame can be decoded")
-        return describe(container, stream, first)
+        header = describe(container, stream, first, turn_of(first))
+    del first
+    gc.collect()  # see turn_of
+    return header
 
 
-def describe(container: Any, stream: Any, frame: Any) -> Header:
-    turned = round(frame.rotation / 90) % 2 == 1
-    duration = (stream.duration or 0) * float(stream.time_base)
+def describe(container: Any, stream: Any, frame: Any, turn: Turn) -> Header:
+    turned = turn.num_quarters % 2 == 1
     return Header(
         codec=stream.codec_context.codec.canonical_name,
         containers=frozenset(container.format.name.split(",")),
-        duration_seconds=duration,
+        claimed_end_seconds=_claimed_end(container, stream),
         width=frame.height if turned else frame.width,
         height=frame.width if turned else frame.height,
+        turn=turn,
     )
+
+
+def origin_seconds(container: Any) -> float | None:
+    """When the container starts, be it with sound, on the clock that its packets tell; None: no word."""
+    start = container.start_time
+    return None if start is None else start / float(av.time_base)
+
+
+def may_jump(container: Any) -> bool:
+    """Whether the format allows timestamps to start anew in the middle."""
+    return bool(container.format.flags & _TS_DISCONT)
+
+
+def _claimed_end(container: Any, stream: Any) -> float:
+    """A whole file's duration may be the sound's; muxers of Matroska tag each stream with its own."""
+    if may_jump(container):  # no claim but libav's estimate
+        return 0.0
+    start = origin_seconds(container) or 0.0
+    tags = (value for name, value in stream.metadata.items() if name.upper().startswith("DURATION"))
+    tagged = next((found for found in map(_TAGGED_DURATION.match, tags) if found), None)
+    if tagged:  # by some muxers as the end on the file's clock
+        hours, minutes, seconds = map(float, tagged.groups())
+        return 3600 * hours + 60 * minutes + seconds - max(0.0, start)
+    if stream.duration is not None:
+        first = start if stream.start_time is None else float(stream.start_time * stream.time_base)
+        return max(0.0, first - start) + float(stream.duration * stream.time_base)
+    if container.duration is not None and len(container.streams) == 1:
+        return float(container.duration) / float(av.time_base) - max(0.0, start)
+    return 0.0
 
 
 def head_of(path: str) -> bytes:
@@ -150,7 +197,7 @@ def _open(path: str, options: dict[str, str]) -> Any:
     own = {"protocol_whitelist": "file", "format_whitelist": _FORMATS, **options}
     try:
         return av.open(path, options=own, metadata_errors="replace")
-    except MemoryError:
+    except NO_ROOM:
         raise
     except (av.error.FFmpegError, ValueError) as error:
         said = getattr(error, "strerror", None) or error
@@ -184,12 +231,9 @@ def packets_of(container: Any, stream: Any, limits: Limits) -> Iterator[Any]:
     while True:
         try:
             packet = next(packets)
-        except (
-            StopIteration,
-            IndexError,
-        ):  # IndexError: PyAV's, at the end, where streams came up on the way
+        except (StopIteration, IndexError):  # IndexError: PyAV's, where streams came up on the way
             return
-        except MemoryError:
+        except NO_ROOM:
             raise
         except av.error.FFmpegError as error:
             if error.errno == errno.EIO:
@@ -200,24 +244,41 @@ def packets_of(container: Any, stream: Any, limits: Limits) -> Iterator[Any]:
         yield packet
 
 
-def jumped(container: Any, stream: Any, at: int) -> bool:
-    """Go to the last keyframe at or before ``at``, in ticks of the stream; False where that fails."""
+def jumped(container: Any, stream: Any, at: int, *, is_byte: bool = False) -> bool:
+    """Go to the last keyframe at or before ``at``, in ticks of the stream, or to a byte; False: it fails."""
     try:
-        container.seek(at, stream=stream, backward=True)
-    except MemoryError:
+        if is_byte:
+            container.seek(at, unsupported_byte_offset=True)
+        else:
+            container.seek(at, stream=stream, backward=True)
+    except NO_ROOM:
         raise
     except (av.error.FFmpegError, OverflowError):
         return False
     return True
 
 
-def decoded(container: Any, stream: Any, damage: Damage, limits: Limits) -> Iterator[Any]:
-    """Frames in display order; packets that cannot be decoded are counted and passed over."""
+def decoded(
+    container: Any,
+    stream: Any,
+    damage: Damage,
+    limits: Limits,
+    *,
+    clock: Clock | None = None,
+    position: int = 0,
+) -> Iterator[Any]:
+    """Frames in display order; packets that cannot be decoded are counted and passed over.
+
+    Times are mended by ``clock``, from the byte ``position`` on.
+    """
     for packet in packets_of(container, stream, limits):
         damage.packets += packet.size > 0
+        position = position if packet.pos is None else packet.pos
+        if clock is not None and packet.pts is not None:
+            packet.pts += clock.shift(position)
         try:
             frames = packet.decode()
-        except MemoryError:
+        except NO_ROOM:
             raise
         except av.error.FFmpegError:
             damage.bad += 1

@@ -1,8 +1,9 @@
 """The process that decodes: started by decode_process.py, killed by it at will, never outliving it.
 
 A request names a file, a decoder and which frames are wanted; ``span`` [start, end] in seconds, or null
-for the whole video; ``measure`` asks for its duration only. A file asked for by span or measure stays open
-for the next such request, so that the hundredth window costs no more than the first: one file at most.
+for the whole video; ``measure`` asks only from when to when it has pictures. A file asked for by span or
+measure stays open for the next such request, so that the hundredth window costs no more than the first: one
+file at most.
 
 Requests and replies go through two pipes of their own, so that whatever a decoder prints on stdout or
 stderr cannot be mistaken for a reply. One message is a length (4 bytes, big endian), JSON of that length, and
@@ -116,7 +117,7 @@ class _Server:
         self._kept: tuple[Any, Video] | None = None
 
     def serve(self, request: dict[str, Any], replies: BinaryIO) -> None:
-        from pipeline.containers import DecoderRefusedError
+        from pipeline.containers import NO_ROOM, DecoderRefusedError
 
         try:
             reply, pixels = self._answer(request)
@@ -124,9 +125,11 @@ class _Server:
             _refuse(replies, error, is_final=True)
         except DecoderRefusedError as error:
             _refuse(replies, VideoError(Stage.DECODING, error.reason, str(error)), is_final=False)
-        except MemoryError:
+        except NO_ROOM:
             self._kept = None
-            message = "decoding needs more memory than decoding.memory_bytes allows"
+            message = (
+                "decoding needs more memory than decoding.memory_bytes allows, or a thread it cannot have"
+            )
             _refuse(replies, VideoError(Stage.DECODING, Reason.OUT_OF_MEMORY, message), is_final=False)
         else:
             write_message(replies, reply, pixels)
@@ -136,7 +139,8 @@ class _Server:
 
         video = self._open(request)
         if request["measure"]:
-            return {"duration_seconds": video.duration_seconds}, b""
+            shown = video.timeline
+            return {"shown": [shown.start_seconds, shown.duration_seconds]}, b""
         raw = video.read(Span(*(request["span"] or ())))
         return _described(raw), raw.data.reshape(-1).data
 
@@ -159,7 +163,7 @@ def _identity(request: dict[str, Any]) -> Any:
     """What must be the same for an open file to be the one that is asked for."""
     try:
         status = os.stat(request["path"])
-    except OSError:
+    except (OSError, ValueError):
         return None
     times = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
     return (request["path"], request["decoder"], request["request"], times)
@@ -170,6 +174,7 @@ def _described(raw: RawFrames) -> dict[str, Any]:
         "shape": raw.data.shape,
         "pts_seconds": raw.pts_seconds.tolist(),
         "source_num_frames": raw.source_num_frames,
+        "start_seconds": raw.start_seconds,
         "duration_seconds": raw.duration_seconds,
         "width": raw.header.width,
         "height": raw.header.height,

@@ -5,6 +5,7 @@ Runs only inside decode children (decode_child.py): either library may crash, ha
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -47,6 +48,7 @@ __all__ = ["RawFrames", "Video", "open_video"]
 DECORD_CONTAINERS = frozenset({"mov", "mp4", "matroska", "webm", "avi"})
 # Its bundled FFmpeg is of 2018.
 DECORD_LACKS = frozenset({"av1", "vvc"})
+_NO_PATH = frozenset({errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR})  # no other try will help
 _BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"uuid", b"styp", b"moof", b"sidx")
 
 
@@ -54,7 +56,9 @@ class Video(Protocol):
     """One open file. What it took to open it is not paid again by the next ``read``."""
 
     @property
-    def duration_seconds(self) -> float: ...
+    def timeline(self) -> Timeline:
+        """Every frame of the file."""
+        ...
 
     def read(self, span: Span) -> RawFrames:
         """Sampled frames of a span. Raises VideoError or DecoderRefusedError."""
@@ -87,7 +91,10 @@ def _check_readable(path: str) -> None:
     except PermissionError as error:
         raise VideoError(Stage.READING, Reason.ACCESS_DENIED, str(error.strerror)) from None
     except OSError as error:
-        raise VideoError(Stage.READING, Reason.READ_ERROR, str(error)) from None
+        reason = Reason.INVALID_INPUT if error.errno in _NO_PATH else Reason.READ_ERROR
+        raise VideoError(Stage.READING, reason, str(error)) from None
+    except ValueError as error:  # a zero byte in the name
+        raise VideoError(Stage.READING, Reason.INVALID_INPUT, str(error)) from None
 
 
 def _kind(mode: int) -> str:
@@ -102,6 +109,10 @@ class _DecordVideo:
             raise DecoderRefusedError(Reason.UNSUPPORTED_CODEC, "decord is not installed")
         self._request = request
         self._header = read_header(path, limits)
+        if self._header.turn.is_mirrored:
+            raise DecoderRefusedError(
+                Reason.UNSUPPORTED_CODEC, "decord turns pictures, it does not mirror them"
+            )
         self._timeline = _trusted_timeline(path, self._header, limits)
         self._reader = _open_decord(path, self._header, request, limits.threads)
         try:
@@ -114,8 +125,8 @@ class _DecordVideo:
             raise DecoderRefusedError(Reason.CORRUPT, "decord counts other frames than the container holds")
 
     @property
-    def duration_seconds(self) -> float:
-        return self._timeline.duration_seconds
+    def timeline(self) -> Timeline:
+        return self._timeline
 
     def read(self, span: Span) -> RawFrames:
         timeline = self._timeline
@@ -128,9 +139,10 @@ class _DecordVideo:
             data,
             timeline.seconds[chosen],
             len(timeline.seconds),
+            timeline.start_seconds,
             timeline.duration_seconds,
             self._header,
-            damage_note(self._header, timeline.duration_seconds, Damage()),
+            damage_note(self._header, timeline, Damage()),
         )
 
 
@@ -153,10 +165,9 @@ def _starts_as_such(head: bytes) -> bool:
 
 
 def _agrees(timeline: Timeline, seconds: NDArray[np.float64]) -> bool:
-    """Whether decord's table (float32) is the container's; with several streams it may be another's."""
-    return len(seconds) == len(timeline.seconds) and bool(
-        np.allclose(seconds, timeline.seconds, rtol=1e-6, atol=1e-3)
-    )
+    """Whether decord's table (float32, from 0) is the container's; with several streams another's may be."""
+    own = timeline.seconds - timeline.start_seconds
+    return len(seconds) == len(own) and bool(np.allclose(seconds, own, rtol=1e-6, atol=1e-3))
 
 
 def _open_decord(path: str, header: Header, request: FrameRequest, threads: int) -> Any:

@@ -183,8 +183,10 @@ class DecodePool:
                     frames = decoder.decode(path)
                     yield Decoded(ref, frames, None, Window(0, 1, 0.0, frames.duration_seconds))
                     return
-                duration = decoder.measure(path)
-                for window in plan_windows(duration, self._windows, ref.start_seconds, ref.end_seconds):
+                first, end = decoder.measure(path)
+                for window in plan_windows(
+                    end, self._windows, ref.start_seconds, ref.end_seconds, first_picture_seconds=first
+                ):
                     if not self._make_room(job):
                         return
                     frames = decoder.decode(path, Span(window.start_seconds, window.end_seconds))

@@ -13,9 +13,11 @@ from pipeline.errors import UserError
 if TYPE_CHECKING:
     from flashvid.answers import Generation, VideoAnswers, VideoInput
 
-__all__ = ["AnswersVideos", "SeesFrames", "accelerator_errors", "load_engine", "memory_errors"]
+__all__ = ["AnswersVideos", "SeesFrames", "accelerator_errors", "is_memory_error", "load_engine"]
 
 _NEEDED = ("vision", "answer", "write", "count_tokens", "plan")
+# cudaErrorMemoryAllocation, hipErrorOutOfMemory: the device refused an allocation and is sound.
+_NO_MEMORY_CODE = 2
 
 
 class SeesFrames(Protocol):
@@ -55,8 +57,9 @@ class AnswersVideos(Protocol):
     """What the indexer needs of an engine; ``flashvid.engine.Engine`` is one.
 
     One thread uses it, one call at a time; nothing is kept between calls. Every method may raise MemoryError
-    or torch.OutOfMemoryError, after which the same call may be tried with less. torch.AcceleratorError means
-    that the device serves no other video either; anything else is this video's fault.
+    or torch.OutOfMemoryError, after which the same call may be tried with less. torch.AcceleratorError (but
+    for the code of a refused allocation) means that the device serves no other video either; anything else is
+    this video's fault.
     """
 
     @property
@@ -118,14 +121,19 @@ def load_engine(config: JobConfig, device: str) -> AnswersVideos:
     return engine
 
 
-def memory_errors() -> tuple[type[BaseException], ...]:
-    """The classes that say that memory did not suffice; torch's own only where torch is loaded."""
+def is_memory_error(error: BaseException) -> bool:
+    """Whether memory did not suffice: on the host, in torch's allocator, or by the device's own word."""
     torch = sys.modules.get("torch")
-    return (MemoryError,) if torch is None else (MemoryError, torch.OutOfMemoryError)
+    known = (MemoryError,) if torch is None else (MemoryError, torch.OutOfMemoryError)
+    is_refused = getattr(error, "error_code", None) == _NO_MEMORY_CODE
+    return isinstance(error, known) or (isinstance(error, accelerator_errors()) and is_refused)
 
 
 def accelerator_errors() -> tuple[type[BaseException], ...]:
-    """The classes that say that the device serves nobody any more: torch's, from 2.8 on, where loaded."""
+    """The classes of what the device itself reports: torch's, from 2.8 on, where loaded.
+
+    Where it is no memory error the device serves nobody any more.
+    """
     found = getattr(sys.modules.get("torch"), "AcceleratorError", None)
     return () if found is None else (found,)
 

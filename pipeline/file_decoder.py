@@ -83,14 +83,15 @@ class FileDecoder:
         if child is not None:
             child.close()
 
-    def measure(self, path: str) -> float:
-        """The duration in seconds, by the first decoder that can. Raises VideoError.
+    def measure(self, path: str) -> tuple[float, float]:
+        """When the first picture is shown and when the last one ends, in seconds. Raises VideoError.
 
         The file stays open in the child for ``decode`` with a span, and the same decoder is asked first.
         """
         reply, _, decoder, _ = self._ask_each(path, {"measure": True})
         self._measured = (path, decoder)
-        return float(reply["duration_seconds"])
+        first, end = map(float, reply["shown"])
+        return first, end
 
     def decode(self, path: str, span: Span | None = None) -> Frames:
         """Sampled frames of the file, or of a span of it, by the first of ``config.decoders`` that can.
@@ -162,10 +163,11 @@ def _refused(reason: Reason, message: str) -> _RefusedError:
 
 def _frames(reply: dict[str, Any], pixels: NDArray[np.uint8], decoder: str, seconds: float) -> Frames:
     duration = float(reply["duration_seconds"])
+    shown_seconds = duration - reply["start_seconds"]
     return Frames(
         data=pixels,
         pts_seconds=np.asarray(reply["pts_seconds"], dtype=np.float64),
-        source_fps=reply["source_num_frames"] / duration if duration > 0 else 0.0,
+        source_fps=reply["source_num_frames"] / shown_seconds if shown_seconds > 0 else 0.0,
         source_num_frames=reply["source_num_frames"],
         duration_seconds=duration,
         width=reply["width"],

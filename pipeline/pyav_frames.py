@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -17,12 +18,15 @@ from pipeline.containers import (
     decoded,
     describe,
     jumped,
+    may_jump,
     opened,
+    origin_seconds,
     packets_of,
 )
 from pipeline.errors import Reason, Stage, VideoError
 from pipeline.sampling import FrameRequest, Span, pick_frames, smart_resize
 from pipeline.timeline import Packet, Run, Timeline, plan_runs, timeline_from_frames, timeline_from_packets
+from pipeline.upright import Turn, turn_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,14 +45,16 @@ class _OvershotError(Exception):
 
 @dataclass(frozen=True)
 class RawFrames:
-    """What one decoder gave. data: uint8 (T, H, W, 3); pts_seconds: float64 (T,), first source frame at 0.
+    """What one decoder gave. data: uint8 (T, H, W, 3); pts_seconds: float64 (T,), as a player shows them.
 
+    The file shows pictures from ``start_seconds`` to ``duration_seconds``.
     ``damage`` says what was wrong with a file that was read all the same, else None.
     """
 
     data: NDArray[np.uint8]
     pts_seconds: NDArray[np.float64]
     source_num_frames: int
+    start_seconds: float
     duration_seconds: float
     header: Header
     damage: str | None
@@ -62,12 +68,13 @@ class PyavVideo:
         self._request = request
         self._limits = limits
         self._walk: _Walk | None = None
+        self._turn: Turn | None = None
         self._num_bad = 0  # in all spans so far
         self._timeline = read_timeline(path, limits) or _decode_timeline(path, limits)
 
     @property
-    def duration_seconds(self) -> float:
-        return self._timeline.duration_seconds
+    def timeline(self) -> Timeline:
+        return self._timeline
 
     def read(self, span: Span) -> RawFrames:
         """Sampled frames of a span. Raises VideoError or DecoderRefusedError."""
@@ -80,13 +87,17 @@ class PyavVideo:
             taken = self._take([straight])
         self._refuse(taken, span)
         assert taken.header is not None, "a picture was taken, so its size is known"
+        if self._turn is None:
+            self._turn = taken.header.turn
+            gc.collect()  # see turn_of
         return RawFrames(
             np.stack(taken.pictures),
             timeline.seconds_at(taken.stamps),
             len(timeline.stamps),
+            timeline.start_seconds,
             timeline.duration_seconds,
             taken.header,
-            damage_note(taken.header, timeline.duration_seconds, taken.damage),
+            damage_note(taken.header, timeline, taken.damage),
         )
 
     def _refuse(self, taken: _Taken, span: Span) -> None:
@@ -99,14 +110,15 @@ class PyavVideo:
 
     def _take(self, runs: list[Run]) -> _Taken:
         """Decode along ``runs``; convert only the targets."""
-        taken = _Taken(self._request)
+        taken = _Taken(self._request, self._turn)
         with opened(self._path, self._limits, self._limits.threads) as (container, stream):
             frames = self._stamped(container, stream, taken.damage)
             for run in runs:
                 if run.seek is not None:
-                    if not jumped(container, stream, run.seek):
+                    is_byte = self._timeline.clock is not None
+                    if not jumped(container, stream, run.seek, is_byte=is_byte):
                         raise _OvershotError
-                    frames = self._stamped(container, stream, taken.damage)
+                    frames = self._stamped(container, stream, taken.damage, run.seek)
                 for stamp, frame in _on_target(frames, run):
                     taken.add(stamp, frame, container, stream)
         return taken
@@ -116,15 +128,19 @@ class PyavVideo:
         if self._walk is None or self._walk.position > run.targets[0]:
             self._walk = _Walk(self._path, self._limits)
         walk = self._walk
-        taken = _Taken(self._request)
+        taken = _Taken(self._request, self._turn)
         bad_before = walk.damage.bad
         for stamp, frame in _on_target(walk.frames, run):
             taken.add(stamp, frame, walk.container, walk.stream)
         taken.damage = Damage(walk.damage.packets, walk.damage.bad - bad_before)
         return taken
 
-    def _stamped(self, container: Any, stream: Any, damage: Damage) -> Iterator[tuple[int, Any]]:
-        for frame in decoded(container, stream, damage, self._limits):
+    def _stamped(
+        self, container: Any, stream: Any, damage: Damage, seek: int = 0
+    ) -> Iterator[tuple[int, Any]]:
+        for frame in decoded(
+            container, stream, damage, self._limits, clock=self._timeline.clock, position=seek
+        ):
             if frame.pts is not None:
                 yield int(frame.pts), frame
 
@@ -149,6 +165,7 @@ class _Walk:
 @dataclass
 class _Taken:
     request: FrameRequest
+    turn: Turn | None
     stamps: list[int] = field(default_factory=list)
     pictures: list[NDArray[np.uint8]] = field(default_factory=list)
     damage: Damage = field(default_factory=Damage)
@@ -158,20 +175,26 @@ class _Taken:
         if self.stamps and stamp <= self.stamps[-1]:
             return
         if self.header is None:
-            self.header = describe(container, stream, frame)
+            self.header = describe(container, stream, frame, self.turn or turn_of(frame))
         self.stamps.append(stamp)
-        self.pictures.append(_picture(frame, *model_size(self.header, self.request)))
+        height, width = model_size(self.header, self.request)
+        self.pictures.append(_picture(frame, height, width, self.header.turn))
 
 
 def read_timeline(path: str, limits: Limits) -> Timeline | None:
     """The timeline without decoding, where the container gives every frame a time."""
     with opened(path, limits) as (container, stream):
         packets = (
-            Packet(packet.pts, packet.dts, packet.duration or 0, packet.is_keyframe)
+            Packet(packet.pts, packet.dts, packet.duration or 0, packet.is_keyframe, packet.pos)
             for packet in packets_of(container, stream, limits)
             if packet.size and not packet.is_discard
         )
-        return timeline_from_packets(packets, float(stream.time_base))
+        return timeline_from_packets(
+            packets,
+            float(stream.time_base),
+            origin_seconds=origin_seconds(container),
+            may_jump=may_jump(container),
+        )
 
 
 def _decode_timeline(path: str, limits: Limits) -> Timeline:
@@ -180,8 +203,9 @@ def _decode_timeline(path: str, limits: Limits) -> Timeline:
     with opened(path, limits, limits.threads) as (container, stream):
         pts = [frame.time for frame in decoded(container, stream, damage, limits)]
         rate = float(stream.guessed_rate or stream.average_rate or ASSUMED_FPS)
+        origin, jumps = origin_seconds(container), may_jump(container)
     _refuse_ruins(damage, len(pts))
-    return timeline_from_frames(pts, rate)
+    return timeline_from_frames(pts, rate, origin_seconds=origin, may_jump=jumps)
 
 
 def _refuse_ruins(damage: Damage, num_frames: int) -> None:
@@ -220,20 +244,25 @@ def model_size(header: Header, request: FrameRequest) -> tuple[int, int]:
         raise VideoError(Stage.DECODING, Reason.UNSUPPORTED_CODEC, str(error)) from None
 
 
-def _picture(frame: Any, height: int, width: int) -> NDArray[np.uint8]:
-    """One frame as RGB uint8 (height, width, 3), rotated upright after the (cheaper) resize."""
-    turns = round(frame.rotation / 90) % 4
+def _picture(frame: Any, height: int, width: int, turn: Turn) -> NDArray[np.uint8]:
+    """One frame as RGB uint8 (height, width, 3), brought upright after the (cheaper) resize."""
+    is_mirrored, turns = turn
     if turns % 2:
         height, width = width, height
     resized = frame.reformat(width=width, height=height, format="rgb24", interpolation="BICUBIC")
-    return np.rot90(resized.to_ndarray(), turns)
+    picture = resized.to_ndarray()
+    return np.rot90(np.fliplr(picture) if is_mirrored else picture, turns)
 
 
-def damage_note(header: Header, duration_seconds: float, damage: Damage) -> str | None:
+def damage_note(header: Header, timeline: Timeline, damage: Damage) -> str | None:
     """What was wrong with a file that was read all the same, or None."""
     notes = []
     if damage.bad:
         notes.append(f"{damage.bad} of {damage.packets} packets could not be decoded")
-    if header.duration_seconds > duration_seconds * 1.05 + 1.0:
-        notes.append(f"ends at {duration_seconds:.1f} s of {header.duration_seconds:.1f} s")
+    end, claimed = timeline.duration_seconds, header.claimed_end_seconds
+    if timeline.clock is not None:
+        num = len(timeline.clock.starts)
+        notes.append(f"its timestamps jump in {num} place{'s' if num > 1 else ''}, over which times run on")
+    elif claimed > end * 1.05 + 1.0:
+        notes.append(f"ends at {end:.1f} s of {claimed:.1f} s")
     return "; ".join(notes) or None

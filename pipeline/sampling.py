@@ -72,20 +72,21 @@ def pick_frames(
 ) -> NDArray[np.int64]:
     """Indices of the frames to decode, strictly increasing, at most as many as the span has.
 
-    pts_seconds: float64 (N,), increasing, first frame at 0. The span is cut into n equal intervals; the
-    frame on screen at the middle of each is taken. With a constant frame rate exactly min(n, N) come out;
-    where one frame stands still over several intervals it is taken once. Frames that were first shown before
-    the span are left out, but where it shows no new one: then the one on screen is taken.
+    pts_seconds: float64 (N,), increasing, the first >= 0. The span, from the first frame on, is cut into n
+    equal intervals; the frame on screen at the middle of each is taken. With a constant frame rate exactly
+    min(n, N) come out; where one frame stands still over several intervals it is taken once. Frames that were
+    first shown before the span are left out, but where it shows no new one: then the one on screen is taken.
     """
     first, last = _range(pts_seconds, span)
     total = last - first
     until = duration_seconds if span.end_seconds is None else min(span.end_seconds, duration_seconds)
-    length = max(0.0, until - span.start_seconds)
+    begin = max(span.start_seconds, float(pts_seconds[0]))
+    length = max(0.0, until - begin)
     wanted = num_wanted(length, request)
     if wanted >= total:
         return np.arange(first, last, dtype=np.int64)
     interval = length / wanted
-    instants = span.start_seconds + (np.arange(wanted) + 0.5) * interval
+    instants = begin + (np.arange(wanted) + 0.5) * interval
     shown = np.clip(np.searchsorted(pts_seconds, instants, side="right") - 1, first, last - 1)
     spread = first + _strictly_increasing(shown - first, total)
     # Jitter in timestamps can put two instants on one frame: a neighbour will do, one far away would lie.

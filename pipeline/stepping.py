@@ -1,4 +1,4 @@
-"""When memory does not suffice: fewer prompts at once, then fewer frames. What an engine's errors mean."""
+"""When memory does not suffice: fewer prompts at once, fewer frames, shorter texts. What errors mean."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flashvid.answers import PROMPTS_PER_BATCH
-from pipeline.engines import accelerator_errors, memory_errors
+from pipeline.engines import accelerator_errors, is_memory_error
 from pipeline.errors import Reason, Stage, VideoError
 
-__all__ = ["Step", "Steps", "free_memory", "guarded", "spread"]
+__all__ = ["Step", "Steps", "free_memory", "guarded", "halved", "spread"]
 
 _T = TypeVar("_T")
 
@@ -54,7 +54,9 @@ class Steps:
         for step in self._down_from(num_frames):
             try:
                 result = call(step)
-            except memory_errors() as error:
+            except Exception as error:
+                if not is_memory_error(error):
+                    raise
                 said = _described(error)
             else:
                 self._now = step.num_prompts
@@ -78,6 +80,26 @@ class Steps:
             yield Step(prompts, frames)
 
 
+def halved(most: int, least: int, call: Callable[[int], _T]) -> tuple[_T, int]:
+    """What the first of call(most), call(most // 2), … gives that does not run out of memory, and for what.
+
+    Not below ``least``. Raises VideoError out_of_memory where that fails too; other errors go through.
+    """
+    size = most
+    while True:
+        try:
+            return call(size), size
+        except Exception as error:
+            if not is_memory_error(error):
+                raise
+            said = _described(error)
+        free_memory()  # as in Steps.run
+        if size // 2 < least:
+            text = f"{said}, at the least that is tried: {size} tokens"
+            raise VideoError(Stage.GENERATION, Reason.OUT_OF_MEMORY, text)
+        size //= 2
+
+
 def spread(num_frames: int, wanted: int) -> NDArray[np.int64]:
     """Indices of ``wanted`` of ``num_frames`` frames, (wanted,) int64, increasing, evenly over the whole."""
     return ((2 * np.arange(wanted, dtype=np.int64) + 1) * num_frames) // (2 * wanted)
@@ -93,12 +115,12 @@ def guarded(work: Callable[[], _T]) -> _T:
         return work()
     except VideoError:
         raise
-    except memory_errors() as error:
-        problem = VideoError(Stage.GENERATION, Reason.OUT_OF_MEMORY, _described(error))
     except Exception as error:
-        if isinstance(error, accelerator_errors()):
-            raise
-        raise VideoError(Stage.GENERATION, Reason.GENERATION_FAILED, _described(error)) from error
+        if not is_memory_error(error):
+            if isinstance(error, accelerator_errors()):
+                raise
+            raise VideoError(Stage.GENERATION, Reason.GENERATION_FAILED, _described(error)) from error
+        problem = VideoError(Stage.GENERATION, Reason.OUT_OF_MEMORY, _described(error))
     free_memory()
     raise problem
 

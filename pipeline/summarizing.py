@@ -12,7 +12,9 @@ from pipeline.errors import UserError
 if TYPE_CHECKING:
     from flashvid.answers import Generation
 
-__all__ = ["Summary", "TimedText", "WritesText", "check_prompt", "join_lines", "summarize"]
+__all__ = ["Summary", "TimedText", "WritesText", "check_prompt", "fewest_tokens", "join_lines", "summarize"]
+
+_FEWEST_TOKENS = 256  # as in SummaryConfig
 
 
 class WritesText(Protocol):
@@ -64,6 +66,11 @@ def check_prompt(engine: WritesText, config: SummaryConfig) -> None:
             f"windows.summary.prompt is {used} tokens long, more than half of "
             f"windows.summary.max_input_tokens={config.max_input_tokens}; shorten it or raise the limit"
         )
+
+
+def fewest_tokens(engine: WritesText, config: SummaryConfig) -> int:
+    """The least ``max_input_tokens`` with which a summary is worth trying: half of it for the captions."""
+    return max(_FEWEST_TOKENS, 2 * engine.count_tokens(config.prompt))
 
 
 def summarize(engine: WritesText, config: SummaryConfig, parts: Sequence[TimedText]) -> Summary:

@@ -12,10 +12,23 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Packet", "Run", "Timeline", "plan_runs", "timeline_from_frames", "timeline_from_packets"]
+__all__ = [
+    "Clock",
+    "Packet",
+    "Run",
+    "Timeline",
+    "plan_runs",
+    "timeline_from_frames",
+    "timeline_from_packets",
+]
 
 # Frames that must be skippable before a seek pays for flushing and refilling the decoder.
 SEEK_WORTH_FRAMES = 16
+# A picture that starts less than this after its container starts with it: containers round differently.
+_SAME_START_SECONDS = 1e-3
+# Where a clock may start anew, a step of decode times back or forward by more than this is such a place.
+_JUMP_BACK_SECONDS = 0.25
+_JUMP_FORWARD_SECONDS = 60.0
 # Timestamps further apart than this are no times; the arithmetic below would overflow.
 _MOST_TICKS = 2**62
 _UNKNOWN = 2**63 - 1
@@ -28,14 +41,36 @@ class Packet(NamedTuple):
     dts: int | None
     duration: int
     is_key: bool
+    position: int | None = None  # in bytes, in the file; None: that of the packet before
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Where the timestamps of a stream jump, as in files put one behind the other, and what mends that.
+
+    starts: int64 (J,), increasing, bytes of the file; offsets: int64 (J,), ticks to add from there on.
+    """
+
+    starts: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+
+    def shift(self, position: int) -> int:
+        """Ticks to add to the timestamps of the packet at this byte."""
+        at = int(np.searchsorted(self.starts, position, side="right"))
+        return int(self.offsets[at - 1]) if at else 0
 
 
 @dataclass(frozen=True)
 class Timeline:
-    """Every frame of a stream in display order, the first at 0 seconds.
+    """Every frame of a stream in display order.
+
+    Times are those a player shows: 0 is where the container starts, be it with sound. What comes before the
+    first picture is not looked at.
 
     stamps: int64 (N,), increasing: pts in ticks, or ordinals where ``has_pts`` is False.
-    key_stamps, key_seeks: int64 (K,): pts of the keyframes, and where to seek to reach each.
+    seconds: float64 (N,), the first >= 0; duration_seconds: when the last picture ends.
+    key_stamps, key_seeks: int64 (K,): pts of the keyframes, and where to seek to reach each: a time in ticks,
+    or a byte where there is a ``clock``, by which all stamps are mended.
     has_open_gops: some frames shown before a keyframe are stored after it.
     """
 
@@ -46,6 +81,12 @@ class Timeline:
     has_open_gops: bool = False
     key_stamps: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     key_seeks: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    clock: Clock | None = None
+
+    @property
+    def start_seconds(self) -> float:
+        """When the first picture is shown."""
+        return float(self.seconds[0])
 
     def seconds_at(self, stamps: Sequence[int]) -> NDArray[np.float64]:
         """Seconds (T,) of frames with these stamps."""
@@ -61,32 +102,50 @@ class Run:
     targets: tuple[int, ...]
 
 
-def timeline_from_packets(packets: Iterable[Packet], seconds_per_tick: float) -> Timeline | None:
+def timeline_from_packets(
+    packets: Iterable[Packet],
+    seconds_per_tick: float,
+    *,
+    origin_seconds: float | None = None,
+    may_jump: bool = False,
+) -> Timeline | None:
     """The timeline of a stream read without decoding; None where the container lacks unique timestamps.
 
-    Takes packets one by one, in the order in which they are stored, and keeps 25 bytes of each.
+    Takes packets one by one, in the order in which they are stored, and keeps 33 bytes of each.
+    origin_seconds: when the container starts, on the clock of the stream; None: with the first picture.
+    may_jump: the format allows its clock to start anew; times then run on over such places.
     """
-    columns = [array("q"), array("q"), array("q")]
+    columns = [array("q") for _ in range(4)]
     flags = bytearray()
+    position = 0
     for packet in packets:
         if packet.pts is None:
             return None
         decoded_at = _UNKNOWN if packet.dts is None else packet.dts
-        for column, value in zip(columns, (packet.pts, decoded_at, packet.duration), strict=True):
+        position = position if packet.position is None else packet.position
+        for column, value in zip(columns, (packet.pts, decoded_at, packet.duration, position), strict=True):
             column.append(value)
         flags.append(packet.is_key)
     if not flags:
         return None
-    pts, dts, durations = (np.frombuffer(column, dtype=np.int64) for column in columns)
+    pts, dts, durations, positions = (np.frombuffer(column, dtype=np.int64) for column in columns)
     is_key = np.frombuffer(flags, dtype=np.bool_)
     if int(pts.max()) - int(pts.min()) > _MOST_TICKS:
         return None
+    clock = _clock(dts, positions, seconds_per_tick) if may_jump else None
+    if clock is not None:
+        shifts = np.concatenate(([0], clock.offsets))[np.searchsorted(clock.starts, positions, side="right")]
+        pts, dts = pts + shifts, dts + shifts
+        if np.abs(pts - dts).max() * seconds_per_tick > _JUMP_FORWARD_SECONDS:
+            return None  # at a jump some parsers give a picture the time of the next
     stamps = np.sort(pts)
     if (np.diff(stamps) == 0).any():
         return None
     seconds = (stamps - stamps[0]) * seconds_per_tick
+    seconds = seconds + _lead(float(stamps[0]) * seconds_per_tick, origin_seconds)
     last = float(durations[pts.argmax()]) * seconds_per_tick
-    key_stamps, key_seeks = _key_places(pts[is_key], dts[is_key])
+    seeks = np.minimum(pts, dts) if clock is None else positions
+    key_stamps, key_seeks = _key_places(pts[is_key], seeks[is_key])
     return Timeline(
         stamps,
         seconds,
@@ -94,18 +153,29 @@ def timeline_from_packets(packets: Iterable[Packet], seconds_per_tick: float) ->
         has_open_gops=_has_open_gops(pts, is_key),
         key_stamps=key_stamps,
         key_seeks=key_seeks,
+        clock=clock,
     )
 
 
-def timeline_from_frames(pts_seconds: Sequence[float | None], frames_per_second: float) -> Timeline:
+def timeline_from_frames(
+    pts_seconds: Sequence[float | None],
+    frames_per_second: float,
+    *,
+    origin_seconds: float | None = None,
+    may_jump: bool = False,
+) -> Timeline:
     """The timeline of a stream that had to be decoded to be counted; at least one frame.
 
-    Timestamps that are absent or not increasing are replaced by a constant rate.
+    Timestamps that are absent, not increasing, or jump forward where ``may_jump`` are replaced by a constant
+    rate, from 0 on.
     """
     known = np.array([np.nan if pts is None else pts for pts in pts_seconds], dtype=np.float64)
-    usable = bool(np.isfinite(known).all() and (np.diff(known) > 0).all())
+    most = _JUMP_FORWARD_SECONDS if may_jump else np.inf
+    steps = np.diff(known)
+    usable = bool(np.isfinite(known).all() and (steps > 0).all() and (steps <= most).all())
     ordinals = np.arange(len(known), dtype=np.int64)
-    seconds = known - known[0] if usable else ordinals / frames_per_second
+    lead = _lead(float(known[0]), origin_seconds) if usable else 0.0
+    seconds = known - known[0] + lead if usable else ordinals / frames_per_second
     step = _typical_step(seconds) if len(seconds) > 1 else 1.0 / frames_per_second
     return Timeline(ordinals, seconds, float(seconds[-1]) + step, has_pts=False)
 
@@ -139,14 +209,36 @@ def _has_open_gops(pts: NDArray[np.int64], is_key: NDArray[np.bool_]) -> bool:
 
 
 def _key_places(
-    pts: NDArray[np.int64], dts: NDArray[np.int64]
+    pts: NDArray[np.int64], seeks: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Keyframes in the order shown, and where to seek to reach each.
 
     Containers index by decode time, which never lies after the pts: aiming there cannot overshoot.
     """
     order = np.argsort(pts, kind="stable")
-    return pts[order], np.minimum(pts, dts)[order]
+    return pts[order], seeks[order]
+
+
+def _lead(first_seconds: float, origin_seconds: float | None) -> float:
+    """From where the container starts to the first picture, in seconds."""
+    lead = 0.0 if origin_seconds is None else first_seconds - origin_seconds
+    return lead if lead > _SAME_START_SECONDS else 0.0
+
+
+def _clock(dts: NDArray[np.int64], positions: NDArray[np.int64], seconds_per_tick: float) -> Clock | None:
+    """How to let decode times run on where they jump; None where they do not, or nobody could tell where."""
+    if dts.max() == _UNKNOWN or int(dts.max()) - int(dts.min()) > _MOST_TICKS:
+        return None
+    steps = np.diff(dts)
+    is_jump = (steps * seconds_per_tick < -_JUMP_BACK_SECONDS) | (
+        steps * seconds_per_tick > _JUMP_FORWARD_SECONDS
+    )
+    jumps = np.flatnonzero(is_jump) + 1
+    moves = np.diff(positions)
+    if len(jumps) == 0 or is_jump.all() or (moves < 0).any() or (moves[is_jump] == 0).any():
+        return None
+    usual = int(np.median(steps[~is_jump]))
+    return Clock(positions[jumps], np.cumsum(usual - steps[jumps - 1]))
 
 
 def _typical_step(seconds: NDArray[np.float64]) -> float:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from flashvid.answers import VideoInput
 from pipeline.config import JobConfig
+from pipeline.config_sections import SummaryConfig
 from pipeline.engines import AnswersVideos
 from pipeline.records import Answer, Frames, Question, Segment, VideoRef, VideoRow, Window
-from pipeline.stepping import Step, Steps, guarded, spread
-from pipeline.summarizing import Summary, TimedText, join_lines, summarize
+from pipeline.stepping import Step, Steps, guarded, halved, spread
+from pipeline.summarizing import Summary, TimedText, fewest_tokens, join_lines, summarize
 
 if TYPE_CHECKING:
     from flashvid.answers import Generation, VideoAnswers
@@ -99,6 +100,7 @@ class VideoJob:
             baseline_tokens=None if self._config.compression.is_bypass else self._baseline(frames),
             prompts_per_batch=self._steps.limit(step),
         )
+        _check(answers.generations, 1 + len(questions))
         return len(frames.data), answers
 
     def _baseline(self, frames: Frames) -> int:
@@ -145,8 +147,8 @@ class VideoJob:
             extra=self._ref.extra,
         )
 
-    def _caption(self) -> tuple[Summary, float]:
-        """What is said of the whole video, and the seconds that took."""
+    def _caption(self) -> tuple[Summary, float, str | None]:
+        """What is said of the whole video, the seconds that took, and what was stepped down."""
         began = time.perf_counter()
         parts = [
             TimedText(window.start_seconds, window.end_seconds, row.caption)
@@ -156,14 +158,26 @@ class VideoJob:
         lines = Summary(join_lines(parts), "length" if cut else "stop", 0)
         config = self._config.windows
         if config is None or config.summary is None:
-            return lines, 0.0
+            return lines, 0.0, None
         if len(parts) == 1:
-            return replace(lines, text=parts[0].text), 0.0
-        summary = summarize(self._engine, config.summary, parts)
-        return summary, time.perf_counter() - began
+            return replace(lines, text=parts[0].text), 0.0, None
+        summary, note = self._summarized(config.summary, parts)
+        return summary, time.perf_counter() - began, note
 
-    def _merged(self, captioned: tuple[Summary, float]) -> VideoRow:
-        caption, seconds = captioned
+    def _summarized(self, config: SummaryConfig, parts: list[TimedText]) -> tuple[Summary, str | None]:
+        """The summary, written from as much at once as memory suffices for."""
+        whole = config.max_input_tokens
+        summary, tokens = halved(
+            whole,
+            fewest_tokens(self._engine, config),
+            lambda most: summarize(self._engine, config.model_copy(update={"max_input_tokens": most}), parts),
+        )
+        summary.text.encode()
+        note = f"out of memory: summary from {tokens} tokens at once instead of {whole}"
+        return summary, note if tokens < whole else None
+
+    def _merged(self, captioned: tuple[Summary, float, str | None]) -> VideoRow:
+        caption, seconds, note = captioned
         rows = self._rows
         sums: dict[str, Any] = {name: sum(getattr(row, name) for row in rows) for name in _SUMMED}
         sums["output_tokens"] += caption.output_tokens
@@ -175,7 +189,7 @@ class VideoJob:
             answers=(),
             segments=tuple(map(_segment, self._windows, rows)),
             decoder="+".join(dict.fromkeys(row.decoder for row in rows)),
-            degraded=_joined(row.degraded for row in rows),
+            degraded=_joined([note, *(row.degraded for row in rows)]),
             indexed_at_us=int(self._origin.clock() * 1e6),
             **sums,
         )
@@ -190,6 +204,14 @@ def baseline_tokens(engine: AnswersVideos, config: JobConfig, frames: Frames) ->
 def _questions(of_job: Sequence[Question], of_video: Sequence[Question]) -> tuple[Question, ...]:
     """The job's, then the video's; where ids are the same the video's takes the place of the job's."""
     return tuple({question.question_id: question for question in (*of_job, *of_video)}.values())
+
+
+def _check(generations: Sequence[Generation], wanted: int) -> None:
+    """Raise ValueError for what no row can hold; engines of others may give anything."""
+    if len(generations) != wanted:
+        raise ValueError(f"the engine gave {len(generations)} texts for {wanted} prompts")
+    for generation in generations:
+        generation.text.encode()  # UnicodeEncodeError for half a character
 
 
 def _answer(question: Question, reply: Generation) -> Answer:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import os
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
+import av
 import fsspec
 import numpy as np
 import pytest
@@ -126,6 +128,57 @@ def test_rotated_clips_come_upright(tmp_path: Path, decoders: tuple[str, ...]) -
     assert frames.data[0, 70, 80, 1] > 150
     assert frames.data[0, 70, 4, 1] < 60
     assert frames.data[0, 4, 4, 2] > 150
+
+
+# The display matrix (a b c d: x' = ax + cy, y' = bx + dy), and where it brings what is top left.
+MATRICES = {
+    "as it is": (1, 0, 0, 1, "top left"),
+    "clockwise": (0, 1, -1, 0, "top right"),
+    "upside down": (-1, 0, 0, -1, "bottom right"),
+    "counter-clockwise": (0, -1, 1, 0, "bottom left"),
+    "mirrored": (-1, 0, 0, 1, "top right"),
+    "mirrored downwards": (1, 0, 0, -1, "bottom left"),
+    "transposed": (0, 1, 1, 0, "top left"),
+    "transposed and upside down": (0, -1, -1, 0, "bottom right"),
+    "nothing": (0, 0, 0, 0, "top left"),
+}
+
+
+def test_every_display_matrix_is_heeded_by_both_decoders(
+    pool: DecodePool, pyav_pool: DecodePool, tmp_path: Path
+) -> None:
+    """Front cameras mirror; decord and a plain rotation would turn that upside down."""
+    content = bytearray(_one_bright_quarter(tmp_path / "a.mp4").read_bytes())
+    at = content.index(b"tkhd") + 44
+    for name, (a, b, c, d, expected) in MATRICES.items():
+        numbers = (a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 0x40000000 if a or b else 0)
+        content[at : at + 36] = struct.pack(">9i", *numbers)
+        (tmp_path / "a.mp4").write_bytes(content)
+        for decoding in (pool, pyav_pool):
+            frames = frames_of(decode(decoding, tmp_path / "a.mp4"))
+            assert (frames.width, frames.height) == ((128, 96) if a or not b else (96, 128)), name
+            height, width = frames.data.shape[1:3]
+            assert (width > height) == (frames.width > frames.height)
+            bright = {
+                f"{row} {column}"
+                for row, y in (("top", height // 4), ("bottom", 3 * height // 4))
+                for column, x in (("left", width // 4), ("right", 3 * width // 4))
+                if frames.data[0, y, x, 1] > 120
+            }
+            assert bright == {expected}, (name, frames.decoder)
+
+
+def _one_bright_quarter(path: Path) -> Path:
+    """White at the top left, black elsewhere."""
+    picture = np.zeros((96, 128, 3), np.uint8)
+    picture[:48, :64] = 255
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
+        for _ in range(4):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
+        container.mux(stream.encode())
+    return path
 
 
 @pytest.mark.parametrize("decoders", [("decord", "pyav"), ("pyav",)])

@@ -203,6 +203,26 @@ def test_memory_is_limited(tmp_path: Path, video: Path) -> None:
         frames_of(decode(pool, video))
 
 
+def test_a_thread_that_cannot_be_had_is_not_the_files_fault(video: Path) -> None:
+    """A sound file is not corrupt because there is no room for its decoder's threads: it is tried again."""
+    code = (
+        "import io, sys; import pipeline.decoders\n"
+        "from pipeline.containers import Limits\n"
+        "from pipeline.decode_child import _limit_memory, _Server, read_message\n"
+        "wanted = {'sampling': 'uniform', 'num_frames': 4, 'fps': 2, 'min_pixels': 784, 'max_pixels': 7840}\n"
+        "ask = {'path': sys.argv[1], 'decoder': 'pyav', 'span': None, 'measure': False, 'request': wanted}\n"
+        "_limit_memory(2**23)\n"
+        "replies = io.BytesIO()\n"
+        "_Server(Limits(2**26, 10**7, 4)).serve(ask, replies)\n"
+        "replies.seek(0)\n"
+        "print(read_message(replies)['reason'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(video)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == [Reason.OUT_OF_MEMORY.value]
+
+
 def test_children_die_with_a_parent_that_is_killed(hanging: Path) -> None:
     parent = subprocess.Popen(
         [sys.executable, "-c", HANGING_ORPHAN, str(hanging)], stdout=subprocess.PIPE, text=True

@@ -184,3 +184,92 @@ def test_frames_without_times_are_timed_by_the_rate() -> None:
     assert timeline_from_frames([None, None, None], 4.0).seconds.tolist() == [0.0, 0.25, 0.5]
     assert timeline_from_frames([5.0, 5.1, 5.4], 4.0).seconds.tolist() == pytest.approx([0.0, 0.1, 0.4])
     assert timeline_from_frames([0.0, 0.0], 4.0).seconds.tolist() == [0.0, 0.25]
+
+
+def test_what_is_sampled_begins_with_the_first_picture() -> None:
+    """Sound comes first for 100 s: the intervals are those of the 10 s that show something."""
+    seconds = 100.0 + np.arange(100) / 10
+    assert pick_frames(seconds, 110.0, request(num_frames=4)).tolist() == [12, 37, 62, 87]
+    at_rate = pick_frames(seconds, 110.0, request("fps", num_frames=100, fps=1.0), Span(90.0, 105.0))
+    assert at_rate.tolist() == [5, 15, 25, 35, 45]
+
+
+@pytest.mark.parametrize(
+    ("origin", "first"),
+    [(None, 0.0), (0.0, 1.0), (0.9995, 0.0), (1.0, 0.0), (7.0, 0.0), (-2.0, 3.0)],
+)
+def test_times_count_from_where_the_container_starts(origin: float | None, first: float) -> None:
+    """Never from after the first picture, and not from a rounding before it."""
+    timeline = timeline_from_packets(packets(50, gop=10), 0.01, origin_seconds=origin)
+    assert timeline is not None
+    assert timeline.start_seconds == first
+    assert timeline.duration_seconds == pytest.approx(first + 5.0)
+    decoded = timeline_from_frames([1.0, 1.1], 10.0, origin_seconds=origin)
+    assert decoded.seconds.tolist() == pytest.approx([first, first + 0.1])
+    assert timeline_from_frames([1.0, None], 10.0, origin_seconds=origin).start_seconds == 0.0
+
+
+def after_each_other(*starts: int, places: bool = True) -> list[Packet]:
+    """Recordings of 50 packets, 0.1 s apart in ticks of 10 ms, each with a clock of its own."""
+    return [
+        Packet(
+            start + 10 * index + 20,
+            start + 10 * index,
+            10,
+            index % 10 == 0,
+            1000 * (50 * number + index) if places else None,
+        )
+        for number, start in enumerate(starts)
+        for index in range(50)
+    ]
+
+
+@pytest.mark.parametrize("starts", [(9000, 100, 500_000), (0, 0, 0), (0, 300, 100)])
+def test_times_run_on_where_a_clock_starts_anew(starts: tuple[int, ...]) -> None:
+    stored = after_each_other(*starts)
+    timeline = timeline_from_packets(stored, 0.01, may_jump=True)
+    assert timeline is not None
+    assert timeline.seconds.tolist() == pytest.approx([index / 10 for index in range(150)])
+    assert timeline.duration_seconds == pytest.approx(15.0)
+    assert timeline.clock is not None
+    assert timeline.clock.starts.tolist() == [50_000, 100_000]
+    mended = [(packet.pts or 0) + timeline.clock.shift(packet.position or 0) for packet in stored]
+    assert mended == timeline.stamps.tolist()
+    assert [run.seek for run in plan_runs(timeline, np.array([5, 75]))] == [None, 70_000], "bytes, not times"
+
+
+def test_clocks_that_run_on_or_cannot_be_placed_are_left_alone() -> None:
+    still = [Packet(pts, pts, 10, True, pts) for pts in (0, 10, 20, 3000, 3010)]
+    for stored, may_jump in (
+        (still, True),  # half a minute of one picture
+        (after_each_other(0, 50_000), False),  # no such thing in this format
+        (after_each_other(0, 50_000, places=False), True),
+    ):
+        timeline = timeline_from_packets(stored, 0.01, may_jump=may_jump)
+        assert timeline is not None
+        assert timeline.clock is None
+        assert timeline.stamps.tolist() == [packet.pts for packet in stored]
+
+
+def test_packets_without_a_place_lie_where_the_one_before_does() -> None:
+    """In program streams only the first packet of a pack has one."""
+    stored = [
+        packet._replace(position=packet.position if number % 5 == 0 else None)
+        for number, packet in enumerate(after_each_other(9000, 100))
+    ]
+    timeline = timeline_from_packets(stored, 0.01, may_jump=True)
+    assert timeline is not None
+    assert timeline.clock is not None
+    assert timeline.clock.starts.tolist() == [50_000]
+    assert timeline.duration_seconds == pytest.approx(10.0)
+
+
+def test_a_picture_with_the_time_of_the_next_recording_leaves_only_counting() -> None:
+    """As a parser gives it to the last picture before a jump: it would be shown an hour after the others."""
+    stored = after_each_other(0, 400_000)
+    stored[48] = stored[48]._replace(pts=400_000)
+    assert timeline_from_packets(stored, 0.01, may_jump=True) is None
+    forward = [0.0, 0.1, 0.2, 4000.0, 4000.1]
+    assert timeline_from_frames(forward, 10.0).seconds.tolist() == pytest.approx(forward)
+    counted = timeline_from_frames(forward, 10.0, may_jump=True)
+    assert counted.seconds.tolist() == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import Reason, Stage, VideoError
-from pipeline.stepping import Step, Steps, guarded, spread
+from pipeline.stepping import Step, Steps, guarded, halved, spread
 
 
 def fits(most: Step, tried: list[Step]) -> Callable[[Step], str]:
@@ -168,6 +168,55 @@ def test_an_engines_error_is_the_videos(error: Exception, reason: Reason) -> Non
 def test_a_broken_device_is_nobodys() -> None:
     with pytest.raises(torch.AcceleratorError):
         guarded(failing(torch.AcceleratorError("device-side assert", 710)))
+
+
+@pytest.mark.skipif(not hasattr(torch, "AcceleratorError"), reason="torch before 2.8 has no such class")
+def test_an_allocation_that_the_device_refused_is_out_of_memory() -> None:
+    """What is not from torch's allocator, such as a workspace of cuBLAS, is refused by the device itself."""
+    refused = torch.AcceleratorError("CUDA error: out of memory")
+    refused.error_code = 2  # as torch sets it
+
+    def call(step: Step) -> str:
+        if step.num_frames > 10:
+            raise refused
+        return "fine"
+
+    with quickly():
+        assert Steps(1, 16).run(20, call) == ("fine", "out of memory: 10 of 20 frames")
+        with pytest.raises(VideoError) as caught:
+            guarded(failing(refused))
+    assert caught.value.reason is Reason.OUT_OF_MEMORY
+
+
+def test_a_text_is_halved_until_it_fits_or_is_at_its_least() -> None:
+    tried: list[int] = []
+
+    def needs_at_most(most: int) -> Callable[[int], str]:
+        def call(size: int) -> str:
+            tried.append(size)
+            if size > most:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return "fine"
+
+        return call
+
+    with quickly():
+        assert halved(8192, 256, needs_at_most(9000)) == ("fine", 8192)
+        assert halved(8192, 256, needs_at_most(2500)) == ("fine", 2048)
+        tried.clear()
+        with pytest.raises(VideoError, match="CUDA out of memory, at the least that is tried: 300") as caught:
+            halved(1200, 256, needs_at_most(0))
+        assert caught.value.reason is Reason.OUT_OF_MEMORY
+    assert tried == [1200, 600, 300]
+    with pytest.raises(VideoError, match="out of order"):
+        halved(1200, 256, failing_with_size(VideoError(Stage.GENERATION, Reason.CORRUPT, "out of order")))
+
+
+def failing_with_size(error: BaseException) -> Callable[[int], None]:
+    def work(size: int) -> None:
+        raise error
+
+    return work
 
 
 def test_without_torch_memory_errors_are_known_all_the_same() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -124,6 +125,27 @@ def test_windows_that_ran_out_of_memory_are_said_once() -> None:
     assert engine.calls == [(8, None), (8, 1), (4, 1), (8, 1), (4, 1), (8, 1), (4, 1)]
 
 
+def test_a_window_that_ran_out_of_memory_leaves_the_others_their_frames() -> None:
+    """The middle one needs fewer prompts and frames; the next begins with as few prompts, but all frames."""
+    job, engine = config(), PlainEngine()
+    video = start(job, engine)
+    notes = []
+    for window in plan_windows(150, job.windows):
+        engine.most_prompts, engine.most_frames = (1, 4) if window.number == 1 else (99, 9999)
+        video.add(frames_of(window), window)
+        notes.append(engine.calls[-1])
+    row = video.finish()
+    assert notes == [(8, None), (4, 1), (8, 1)]
+    assert row.num_frames == 8 + 4 + 8
+    assert row.degraded == (
+        "out of memory: 1 prompt at once instead of 2, 4 of 8 frames; "
+        "out of memory: 1 prompt at once instead of 2"
+    )
+    engine.calls.clear()
+    assert run(job, engine).degraded is None, "the next video begins anew"
+    assert engine.calls == [(8, None)] * 3
+
+
 def test_distinct_notes_are_joined_and_the_note_stays_short() -> None:
     job, engine = config(max_count=500), PlainEngine()
     video = start(job, engine)
@@ -178,6 +200,57 @@ def test_a_summary_that_fails_is_the_videos_failure() -> None:
 
     with pytest.raises(VideoError, match="RuntimeError: no words") as caught:
         run(config(SUMMARY), Mute())
+    assert caught.value.reason is Reason.GENERATION_FAILED
+
+
+class ShortOfBreath(PlainEngine):
+    """Memory ends with a prompt of more words than these."""
+
+    most_words = 270
+
+    def write(self, prompt: str, *, max_new_tokens: int) -> Any:
+        generation = super().write(prompt, max_new_tokens=max_new_tokens)
+        if len(prompt.split()) > self.most_words:
+            raise MemoryError("full")
+        return generation
+
+
+def test_a_summary_that_memory_does_not_suffice_for_is_written_from_less_at_once() -> None:
+    engine = ShortOfBreath()
+    row = run(config(SUMMARY | {"max_input_tokens": 1024}), engine, duration=60.0 * 100)
+    assert row.caption.startswith("summary ")
+    assert row.degraded == "out of memory: summary from 256 tokens at once instead of 1024"
+    sizes = [len(prompt.split()) for prompt in engine.written]
+    assert max(sizes[2:]) <= 256 < sizes[1] < sizes[0] <= 1024
+    assert len(row.segments) == 100
+
+
+def test_a_summary_that_never_fits_fails_the_video() -> None:
+    engine = ShortOfBreath()
+    engine.most_words = 5
+    with pytest.raises(VideoError, match="MemoryError: full, at the least that is tried: 256") as caught:
+        run(config(SUMMARY | {"max_input_tokens": 1024}), engine, duration=60.0 * 100)
+    assert caught.value.reason is Reason.OUT_OF_MEMORY
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda texts: texts[:1], "gave 1 texts for 2 prompts"),
+        (lambda texts: (), "gave 0 texts for 2 prompts"),
+        (lambda texts: (texts[0], replace(texts[1], text="half \ud83c")), "surrogates"),
+    ],
+)
+def test_answers_that_no_row_can_hold_fail_the_video(change: Callable[[Any], Any], said: str) -> None:
+    """Of an engine of others: an answer must not get lost, nor may the worker or the commit end by it."""
+
+    class Odd(PlainEngine):
+        def answer(self, *args: Any, **options: Any) -> Any:
+            answers = super().answer(*args, **options)
+            return replace(answers, generations=change(answers.generations))
+
+    with pytest.raises(VideoError, match=said) as caught:
+        run(config(), Odd())
     assert caught.value.reason is Reason.GENERATION_FAILED
 
 

@@ -143,3 +143,30 @@ def test_a_duration_that_is_no_time_is_a_corrupt_file(config: WindowsConfig | No
     with pytest.raises(VideoError, match="no time") as caught:
         plan_windows(duration, config)
     assert caught.value.reason is Reason.CORRUPT
+
+
+@given(first=st.floats(0, 5_000), length=st.floats(1, 600), share=shares, more=st.floats(0.01, 3_000))
+def test_no_window_is_over_before_the_first_picture(
+    first: float, length: float, share: float, more: float
+) -> None:
+    """The others are those that there would be anyhow, and the one with the first picture is among them."""
+    config = windows_of(length, length * share, max_count=10**7)
+    assume((first + more) / (length * (1 - share)) < 500)
+    every, some = (plan_windows(first + more, config, first_picture_seconds=begin) for begin in (0.0, first))
+    assert spans(some) == spans(every)[len(every) - len(some) :]
+    assert [(window.number, window.total) for window in some] == [
+        (number, len(some)) for number in range(len(some))
+    ]
+    assert all(window.end_seconds > first for window in some)
+    assert all(window.end_seconds <= first + 1e-6 for window in every[: len(every) - len(some)])
+
+
+def test_years_of_silence_are_no_windows() -> None:
+    windows = plan_windows(1e9 + 90, windows_of(60, max_count=3), first_picture_seconds=1e9)
+    assert [round(window.end_seconds - 1e9) for window in windows] == [20, 80, 90]
+    assert plan_windows(1e9 + 9, None, first_picture_seconds=1e9) == (Window(0, 1, 0.0, 1e9 + 9),)
+    with pytest.raises(
+        VideoError, match="from 5 s to 10 s is over before the first picture at 12 s"
+    ) as caught:
+        plan_windows(90, None, 5, 10, first_picture_seconds=12)
+    assert caught.value.reason is Reason.INVALID_INPUT
