@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.errors import UserError
 from pipeline.storage import Storage
 
-__all__ = ["TABLES", "bind", "json_bytes", "read_binding", "read_json"]
+__all__ = ["TABLES", "bind", "is_bound_to", "json_bytes", "read_binding", "read_json", "refusal"]
 
 TABLES = "_tables"
 
@@ -40,20 +40,35 @@ def bind(
     if bound is None and storage.create(_name(table), json_bytes(wanted)):
         return
     bound = bound or read_binding(storage, table) or wanted
-    same_columns = dict(bound.get("columns") or {}) == dict(columns)  # not there: from before there were any
-    if bound["fingerprint"] == fingerprint and same_columns:
+    if is_bound_to(bound, fingerprint, columns):
         return
     if is_empty:
         storage.write(_name(table), json_bytes(wanted))
         return
-    if bound["fingerprint"] != fingerprint:
-        raise UserError(_refusal(storage, table, bound.get("semantic") or {}, semantic))
-    raise UserError(_column_refusal(storage, table, bound.get("columns") or {}, columns))
+    raise UserError(refusal(storage, table, bound, wanted))
+
+
+def is_bound_to(bound: Mapping[str, Any], fingerprint: str, columns: Mapping[str, str]) -> bool:
+    """Whether that is what a table is tied to."""
+    same_columns = dict(bound.get("columns") or {}) == dict(columns)  # not there: from before there were any
+    return bool(bound["fingerprint"] == fingerprint) and same_columns
+
+
+def refusal(storage: Storage, table: str, bound: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """What differs, where a table is tied to something else; both as ``read_binding`` gives it."""
+    if bound["fingerprint"] != wanted["fingerprint"]:
+        return _refusal(storage, table, bound.get("semantic") or {}, wanted["semantic"])
+    return _column_refusal(storage, table, bound.get("columns") or {}, wanted["columns"])
 
 
 def read_binding(storage: Storage, table: str) -> dict[str, Any] | None:
     """What the table is tied to: fingerprint, semantic, columns, bound_at; None where it is new."""
-    return read_json(storage, _name(table), "fingerprint")
+    bound = read_json(storage, _name(table), "fingerprint")
+    for key in ("semantic", "columns"):
+        if bound is not None and not isinstance(bound.get(key) or {}, dict):
+            path = storage.path(_name(table))
+            raise UserError(f"{path!r}: {key} is {bound[key]!r}, must be a mapping; restore or delete it")
+    return bound
 
 
 def _name(table: str) -> str:

@@ -31,6 +31,7 @@ from pipeline.merges import (
     write_merge,
 )
 from pipeline.parts import COMPRESSION, METADATA, open_part
+from pipeline.retrying import telling
 from pipeline.staging import exchange, stage
 from pipeline.status import existing_store
 from pipeline.storage import Entry
@@ -92,8 +93,13 @@ def compact(
     min_parts: fewer small parts in a row are left as they are. keep_seconds: how long what was replaced is
     kept for readers that listed it before; the next compact or run then removes it.
     Memory: one row group of 64 MB or 10,000 rows, and the footers. Raises UserError where a run holds the
-    output.
+    output, and where the disk is full.
     """
+    with telling(uri):
+        return _compact(uri, table, target_rows, min_parts, keep_seconds)
+
+
+def _compact(uri: str, table: str, target_rows: int, min_parts: int, keep_seconds: float) -> CompactReport:
     existing_store(uri, table)  # refuses what is no output before it is locked
     with hold(uri, "compact") as lock:
         store = OutputStore(uri, table, fence=lock.check)
@@ -128,21 +134,27 @@ def _compact_folder(
 
 
 def _exchange(store: OutputStore, folder: str, groups: Sequence[Group], due_at: float) -> bool:
-    """Local: the folder with merged parts takes the place of the folder in one step; False if it cannot."""
-    gone = {entry.name for group in groups for entry in group.entries}
-    retired = f"{COMPACT}/{_fresh_id()}-{int(due_at)}"
-    staged = stage(store.storage.path(folder), store.storage.path(f"{retired}/{folder}"), gone)
-    if staged is None:
-        store.storage.delete_folder(retired)
+    """Local: the folder with merged parts takes the place of the folder in one step; False if it cannot.
+
+    Not while there are records of merges in it (of a copy from object storage, say): parts that they replace
+    would count again once the part that replaced them has gone without a record.
+    """
+    if any(merge.folder == folder for merge in read_merges(store.storage)):
         return False
-    for group in groups:
-        path = os.path.join(staged.path, group.part)
-        _merge(store, folder, group, path)
-    store.check_fence()
-    if exchange(staged):
-        return True
-    store.storage.delete_folder(retired)
-    return False
+    gone = {entry.name for group in groups for entry in group.entries}
+    retired, is_done = f"{COMPACT}/{_fresh_id()}", False
+    try:
+        staged = stage(store.storage.path(folder), store.storage.path(f"{retired}/{folder}"), gone)
+        if staged is not None:
+            for group in groups:
+                _merge(store, folder, group, os.path.join(staged.path, group.part))
+            is_done = exchange(staged, store.check_fence)
+    finally:
+        if not is_done:  # also when the disk is full, which it would help to fill
+            store.storage.delete_folder(retired)
+    if is_done:
+        os.rename(store.storage.path(retired), store.storage.path(f"{retired}-due-{int(due_at)}"))
+    return is_done
 
 
 def _replace(store: OutputStore, folder: str, group: Group, due_at: float) -> None:
@@ -164,9 +176,8 @@ def _replace(store: OutputStore, folder: str, group: Group, due_at: float) -> No
     with tempfile.TemporaryDirectory(dir=_scratch(store, folder)) as scratch:
         path = os.path.join(scratch, merge.part)
         _merge(store, folder, group, path)
-        store.check_fence()
-        write_merge(store.storage, merge)
-        store.storage.upload(f"{folder}/{merge.part}", path)
+        write_merge(store.storage, merge, store.check_fence)
+        store.storage.upload(f"{folder}/{merge.part}", path, store.check_fence)
 
 
 def _scratch(store: OutputStore, folder: str) -> str | None:
@@ -202,13 +213,14 @@ def _metadata(first: pq.ParquetFile) -> dict[bytes, bytes]:
 def _batched(store: OutputStore, folder: str, entries: Iterable[Entry]) -> Iterator[pa.Table]:
     """The rows of some parts in tables of about a row group."""
     waiting: list[pa.Table] = []
+    rows = num_bytes = 0
     for entry in entries:
         for table in store.iter_part(folder, entry):
             waiting.append(table)
-            enough = sum(map(len, waiting)) >= _ROW_GROUP_ROWS
-            if enough or sum(one.nbytes for one in waiting) >= _ROW_GROUP_BYTES:
+            rows, num_bytes = rows + len(table), num_bytes + table.nbytes
+            if rows >= _ROW_GROUP_ROWS or num_bytes >= _ROW_GROUP_BYTES:
                 yield pa.concat_tables(waiting).combine_chunks()
-                waiting = []
+                waiting, rows, num_bytes = [], 0, 0
     if waiting:
         yield pa.concat_tables(waiting).combine_chunks()
 

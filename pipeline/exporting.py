@@ -19,6 +19,7 @@ from pipeline.keyset import SortedDigests, digests_of
 from pipeline.local_files import sync_folder, temporary_name
 from pipeline.merges import read_merges, replaced
 from pipeline.parts import COMPRESSION, map_parts, open_part
+from pipeline.retrying import telling
 from pipeline.schemas import video_schema
 from pipeline.status import existing_store
 from pipeline.storage import Entry, Storage
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["ExportReport", "export", "view_sql"]
 
 _ROW_GROUP_ROWS = 10_000
+_ROW_GROUP_BYTES = 64 * 2**20  # whichever comes first: what is held in memory
 
 
 @dataclass(frozen=True)
@@ -55,14 +57,17 @@ def export(uri: str, table: str, target: str, latest: bool = False) -> ExportRep
     """Write a table as one Parquet file, local or on any fsspec address; it appears whole or not at all.
 
     latest: of each video_id only the row made last; of two made at once the one committed later.
-    Memory: one row group, and about 60 bytes a row with ``latest``. Raises UserError for a target that lies
+    Memory: one row group, and about 80 bytes a row with ``latest``. Raises UserError for a target that lies
     where readers would take it for a part of the output, and for a table without rows.
     """
-    store = existing_store(uri, table)
-    _refuse_inside(store, target)
+    with telling(uri):
+        store = existing_store(uri, table)
+    with telling(target):
+        _refuse_inside(store, target)
     if not target.endswith((".parquet", ".pq")):
         raise UserError(f"{target!r} must end in .parquet: that is what is written")
-    return again_if_merged(lambda: _export(store, target, latest))
+    with telling(target):
+        return again_if_merged(lambda: _export(store, target, latest))
 
 
 def _export(store: OutputStore, target: str, latest: bool) -> ExportReport:
@@ -83,7 +88,11 @@ def view_sql(uri: str, table: str, latest: bool = False) -> str:
     A local table is given as a pattern, so the view goes on growing; elsewhere, and while parts of a merge
     wait for their removal, as the parts that count now: print it again after the next run or compact.
     """
-    store = existing_store(uri, table)
+    with telling(uri):
+        return _view_sql(existing_store(uri, table), table, latest)
+
+
+def _view_sql(store: OutputStore, table: str, latest: bool) -> str:
     entries = _entries(store)
     names = {entry.name for entry in store.storage.files(table)}
     is_clean = store.storage.is_local and not replaced(table, names, read_merges(store.storage)) & names
@@ -175,11 +184,13 @@ def _wanted(
 def _batched(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
     """The same rows in tables of about a row group."""
     waiting: list[pa.Table] = []
+    rows = num_bytes = 0
     for table in tables:
         waiting.append(table)
-        if sum(map(len, waiting)) >= _ROW_GROUP_ROWS:
+        rows, num_bytes = rows + len(table), num_bytes + table.nbytes
+        if rows >= _ROW_GROUP_ROWS or num_bytes >= _ROW_GROUP_BYTES:
             yield pa.concat_tables(waiting).combine_chunks()
-            waiting = []
+            waiting, rows, num_bytes = [], 0, 0
     if waiting:
         yield pa.concat_tables(waiting).combine_chunks()
 

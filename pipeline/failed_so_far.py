@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,9 +17,22 @@ from pipeline.keyset import Key, KeySet, SortedDigests, digests_of
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["ATTEMPT_COLUMNS", "Attempts", "FailedSoFar", "attempts_of", "of_table"]
+__all__ = [
+    "ATTEMPT_COLUMNS",
+    "FINAL_COLUMNS",
+    "Attempts",
+    "FailedSoFar",
+    "Finals",
+    "LastWords",
+    "attempts_of",
+    "finals_of",
+    "last_words",
+    "microseconds",
+    "of_table",
+]
 
 ATTEMPT_COLUMNS = ("video_id", "version", "fingerprint", "reason", "is_final", "attempt", "details")
+FINAL_COLUMNS = (*ATTEMPT_COLUMNS, "failed_at")
 
 _REASONS = tuple(Reason)
 _NAMES = pa.array([reason.value for reason in _REASONS])
@@ -38,6 +51,38 @@ class Attempts:
     reasons: bytes
     finals: bytes
     numbers: bytes
+
+
+@dataclass(frozen=True)
+class Finals:
+    """Final failures in the order they were recorded, as packed columns: 45 bytes each.
+
+    keys: digests of (video_id, version). videos: digests of the id. at: int64, microseconds.
+    """
+
+    keys: bytes = b""
+    videos: bytes = b""
+    reasons: bytes = b""
+    numbers: bytes = b""
+    at: bytes = b""
+
+    @classmethod
+    def joined(cls, some: Sequence[Finals]) -> Finals:
+        """Several after each other."""
+        return cls(*(b"".join(getattr(one, item.name) for one in some) for item in fields(cls)))
+
+
+@dataclass(frozen=True)
+class LastWords:
+    """What was said last of each video, as whichever version: that it was indexed, or failed for good.
+
+    indexed, failed: numbers of videos, which add up to all that something final was said of. superseded:
+    failed versions of videos of which something was said later, as another version.
+    """
+
+    indexed: int
+    failed: Mapping[Reason, int]
+    superseded: int
 
 
 class FailedSoFar:
@@ -128,16 +173,67 @@ def attempts_of(rows: pa.Table, fingerprint: str, table: str) -> Attempts:
     Raises UserError for a reason that this version does not know.
     """
     mine = rows.filter(pc.and_(pc.equal(rows["fingerprint"], fingerprint), of_table(rows, table)))
-    places = pc.index_in(mine["reason"], value_set=_NAMES)
+    return Attempts(
+        digests_of(mine["video_id"], mine["version"]),
+        _reasons(mine),
+        mine["is_final"].to_numpy().astype(np.bool_).tobytes(),
+        mine["attempt"].to_numpy().astype(np.int32).tobytes(),
+    )
+
+
+def finals_of(rows: pa.Table, fingerprint: str, table: str) -> Finals:
+    """The final failures among rows of failures (FINAL_COLUMNS) that are of one job and table."""
+    mine = rows.filter(pc.and_(pc.equal(rows["fingerprint"], fingerprint), of_table(rows, table)))
+    mine = mine.filter(mine["is_final"])
+    return Finals(
+        digests_of(mine["video_id"], mine["version"]),
+        digests_of(mine["video_id"]),
+        _reasons(mine),
+        mine["attempt"].to_numpy().astype(np.int32).tobytes(),
+        microseconds(mine["failed_at"]),
+    )
+
+
+def last_words(videos: bytes | bytearray, at: bytes | bytearray, finals: Finals, made: bytes) -> LastWords:
+    """Put rows and final failures of a table together, video by video.
+
+    videos, at: of each row the digest of its id, and when it was made (int64, microseconds). made: for each
+    final failure whether its very version has a row; then it is forgotten.
+    """
+    keys = SortedDigests(finals.keys)
+    order = _by_attempt(keys.order, keys.starts(), np.frombuffer(finals.numbers, np.int32))
+    last = order[np.append(keys.starts()[1:], len(keys)) - 1] if len(keys) else order
+    last = last[~np.frombuffer(made, np.bool_)[last]]
+    failing = np.frombuffer(finals.videos, np.uint64).reshape(-1, 2)[last]
+    digests = SortedDigests(b"".join((videos, failing.tobytes())))
+    failed_at = np.frombuffer(finals.at, np.int64)[last]
+    number = np.concatenate([np.full(len(at) // 8, _NONE), np.frombuffer(finals.reasons, np.uint8)[last]])
+    number = number[digests.order]
+    when = np.concatenate([np.frombuffer(at, np.int64), failed_at])[digests.order]
+    starts = digests.starts()
+    if not len(starts):
+        return LastWords(0, {}, 0)
+    rank = 2 * when + (number == _NONE)  # of two said at once the row counts
+    newest = np.repeat(np.maximum.reduceat(rank, starts), np.diff(starts, append=len(rank)))
+    said = number[np.maximum.reduceat(np.where(rank == newest, np.arange(len(rank)), -1), starts)]
+    counts = np.bincount(said[said != _NONE], minlength=len(_REASONS))
+    by_reason = {reason: int(count) for reason, count in zip(_REASONS, counts, strict=True) if count}
+    failed = dict(sorted(by_reason.items(), key=lambda item: -item[1]))
+    return LastWords(len(starts) - int(counts.sum()), failed, len(last) - int(counts.sum()))
+
+
+def microseconds(column: pa.ChunkedArray) -> bytes:
+    """Times as int64, microseconds since the epoch; 0 where there is none."""
+    numbers = pc.fill_null(column.cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()), 0)
+    return bytes(numbers.to_numpy().tobytes())
+
+
+def _reasons(rows: pa.Table) -> bytes:
+    places = pc.index_in(rows["reason"], value_set=_NAMES)
     if places.null_count:
-        unknown = mine["reason"].filter(pc.is_null(places))[0]
+        unknown = rows["reason"].filter(pc.is_null(places))[0]
         raise UserError(
             f"failures/ holds the reason {unknown!s}, which this version does not know; use the version that "
             "wrote it, or a newer one"
         )
-    return Attempts(
-        digests_of(mine["video_id"], mine["version"]),
-        places.to_numpy().astype(np.uint8).tobytes(),
-        mine["is_final"].to_numpy().astype(np.bool_).tobytes(),
-        mine["attempt"].to_numpy().astype(np.int32).tobytes(),
-    )
+    return bytes(places.to_numpy().astype(np.uint8).tobytes())

@@ -6,7 +6,7 @@ import contextlib
 import ctypes
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from pipeline.errors import UserError
 
@@ -26,24 +26,40 @@ _HERE = -100  # AT_FDCWD
 _RENAME_EXCHANGE = 2
 
 
-def write_file(target: str, data: bytes) -> None:
-    """Write a file in place of one of that name: temporary name, fsync, rename, fsync of the folder."""
+def write_file(target: str, data: bytes, ready: Callable[[], None] | None = None) -> None:
+    """Write a file in place of one of that name: temporary name, fsync, rename, fsync of the folder.
+
+    ready: called before the rename; nothing is written where it raises.
+    """
     with temporary_beside(target, data) as temporary:
+        if ready is not None:
+            ready()
         os.replace(temporary, target)
     sync_folder(os.path.dirname(target))
 
 
 def create_file(target: str, data: bytes) -> bool:
-    """Write a file unless there is one of that name; False if there is. Exactly one of many callers wins."""
+    """Write a file unless there is one of that name; False if there is. Exactly one of many callers wins.
+
+    ``data`` must differ between callers.
+    """
     with temporary_beside(target, data) as temporary:
         try:
             os.link(temporary, target)
         except FileExistsError:
-            return False
+            return _holds(target, data)  # NFS: made, but the answer got lost
         except OSError:  # no hard links here (FAT, some network mounts)
             return _create_plainly(target, data)
     sync_folder(os.path.dirname(target))
     return True
+
+
+def _holds(path: str, data: bytes) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return file.read() == data
+    except FileNotFoundError:  # and gone again
+        return False
 
 
 def is_temporary(name: str) -> bool:

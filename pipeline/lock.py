@@ -18,17 +18,15 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import psutil
-
 from pipeline.errors import PipelineError, UserError
-from pipeline.retrying import StorageDownError
+from pipeline.processes import boot_id, is_alive, started_at
+from pipeline.retrying import steady_seconds
 from pipeline.storage import Storage
 
 __all__ = ["Holder", "LockLostError", "OutputLock", "read_holder"]
 
 _FOLDER = "_lock"
 _POLL_SECONDS = 0.25
-_CLOCK: int | None = getattr(time, "CLOCK_BOOTTIME", None)
 
 
 class LockLostError(PipelineError):
@@ -54,17 +52,17 @@ class Holder:
     @property
     def is_here(self) -> bool:
         """Whether process numbers of the holder mean something in this process."""
-        return (self.host, self.boot_id) == (socket.gethostname(), _boot_id())
+        return (self.host, self.boot_id) == (socket.gethostname(), boot_id())
 
     @property
     def is_gone(self) -> bool:
         """Whether the holder's process is known to have ended; only knowable on its own host."""
-        return self.is_here and not _is_alive(self.pid, self.process_started_at)
+        return self.is_here and not is_alive(self.pid, self.process_started_at)
 
     @property
     def is_dying(self) -> bool:
         """Whether the process that drives the holder has ended, so that the holder follows within seconds."""
-        return self.is_here and not _is_alive(self.driver_pid, self.driver_started_at)
+        return self.is_here and not is_alive(self.driver_pid, self.driver_started_at)
 
     def __str__(self) -> str:
         age = max(0.0, time.time() - self.heartbeat_at)
@@ -82,7 +80,8 @@ class OutputLock:
     may differ; longer than the holder's heartbeat interval.
     wait_seconds: how long a live holder is waited for where it is dying or on another host.
 
-    Exclusive as far as ``Storage.create`` is; on stores without a conditional create, ``check`` finds out.
+    Exclusive as far as ``Storage.create`` is; on stores without a conditional create, ``check`` finds out,
+    and ``acquire`` warns (StorageWarning).
     """
 
     def __init__(
@@ -121,6 +120,14 @@ class OutputLock:
                 raise UserError(self._refusal(holder, number))
             time.sleep(_POLL_SECONDS)
 
+    def refuse_if_held(self) -> None:
+        """Raise UserError where a process that runs on this host holds the output; only reads."""
+        number, holder = _highest(self._storage)
+        if holder is None or holder.released or not holder.is_here or self._looks_stale(holder):
+            return
+        if not (holder.is_gone or holder.is_dying):
+            raise UserError(self._refusal(holder, number))
+
     def heartbeat(self) -> None:
         """Say that this holder lives; call at least every 10 s.
 
@@ -131,7 +138,9 @@ class OutputLock:
             try:
                 self._check(self._impatient)
                 self._rewrite(self._impatient, heartbeat_at=time.time())
-            except (OSError, StorageDownError) as error:
+            except LockLostError:
+                raise
+            except Exception as error:  # access denied for a while, and whatever stores raise
                 if self._silent_seconds() > self._stale_seconds:
                     raise LockLostError(
                         f"no heartbeat reached {self._storage.uri!r} for {self._silent_seconds():.0f} s, so "
@@ -144,9 +153,12 @@ class OutputLock:
             self._check(self._storage)
 
     def release(self) -> None:
-        """Give the output back. Does nothing where it is not held, or was taken over meanwhile."""
+        """Give the output back. Does nothing where it is not held, or was taken over meanwhile.
+
+        A store that does not take it, full or down, is no error: the right lapses without it too.
+        """
         with self._rewriting:
-            with suppress(LockLostError):
+            with suppress(PipelineError, OSError):
                 self._check(self._storage)
                 self._rewrite(self._storage, released=True)
             self._mine = None
@@ -156,12 +168,13 @@ class OutputLock:
             raise LockLostError(f"the lock of {storage.uri!r} is not held; call acquire first")
         number, holder = _highest(storage)
         if number != self._number or holder is None or holder.token != self._mine.token:
-            raise LockLostError(f"{storage.uri!r} was taken over by {holder}; this run stops without writing")
+            other = holder or "another run"
+            raise LockLostError(f"{storage.uri!r} was taken over by {other}; this run stops without writing")
         if self._silent_seconds() > self._stale_seconds and not self._take(self._mine):
             raise LockLostError(f"{storage.uri!r} was taken over while this run was suspended")
 
     def _silent_seconds(self) -> float:
-        return _clock() - self._good_at
+        return steady_seconds() - self._good_at
 
     def _try(self, run_id: str, driver_pid: int) -> bool:
         number, holder = _highest(self._storage)
@@ -172,7 +185,7 @@ class OutputLock:
 
     def _take(self, holder: Holder) -> bool:
         """Create the next number; False where another one has it."""
-        number, sent_at = self._number + 1, _clock()
+        number, sent_at = self._number + 1, steady_seconds()
         mine = replace(holder, token=uuid.uuid4().hex, heartbeat_at=time.time())
         if not self._storage.create(_name(number), _encode(mine)):
             return False
@@ -198,7 +211,7 @@ class OutputLock:
 
     def _rewrite(self, storage: Storage, **changes: Any) -> None:
         assert self._mine is not None  # check() has been called
-        changed, sent_at = replace(self._mine, **changes), _clock()
+        changed, sent_at = replace(self._mine, **changes), steady_seconds()
         storage.write(_name(self._number), _encode(changed))
         self._mine, self._good_at = changed, sent_at
 
@@ -255,44 +268,11 @@ def _myself(run_id: str, driver_pid: int) -> Holder:
         token=uuid.uuid4().hex,
         run_id=run_id,
         host=socket.gethostname(),
-        boot_id=_boot_id(),
+        boot_id=boot_id(),
         pid=os.getpid(),
-        process_started_at=_started_at(os.getpid()),
+        process_started_at=started_at(os.getpid()),
         driver_pid=driver_pid,
-        driver_started_at=_started_at(driver_pid),
+        driver_started_at=started_at(driver_pid),
         acquired_at=now,
         heartbeat_at=now,
     )
-
-
-def _clock() -> float:
-    """Seconds that go on while the machine is suspended, where there is such a clock."""
-    return time.clock_gettime(_CLOCK) if _CLOCK is not None else time.monotonic()
-
-
-def _boot_id() -> str:
-    """Names the running kernel and the set of process numbers (containers have their own); "" if unknown."""
-    try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            return f"{file.read().strip()}/{os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return ""
-
-
-def _started_at(pid: int) -> float:
-    try:
-        return float(psutil.Process(pid).create_time())
-    except psutil.NoSuchProcess:
-        return 0.0
-
-
-def _is_alive(pid: int, started_at: float) -> bool:
-    """Whether that very process runs; a number given to a newer process does not count."""
-    try:
-        process = psutil.Process(pid)
-        if process.status() == psutil.STATUS_ZOMBIE:
-            return False
-        # Start times are derived from the boot time, which a clock adjustment moves by a little.
-        return bool(abs(process.create_time() - started_at) < 2.0)
-    except psutil.NoSuchProcess:
-        return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -44,16 +45,19 @@ def plan_groups(parts: Iterable[Footer], target_rows: int, min_parts: int) -> li
     """Which parts become one: small neighbours among those of one kind, up to ``target_rows`` together."""
     closed: list[list[Footer]] = []
     open_groups: dict[tuple[str, bytes], list[Footer]] = {}
+    rows: Counter[tuple[str, bytes]] = Counter()
     for part in parts:
         if part.kind is None:
             continue
         group = open_groups.setdefault(part.kind, [])
         is_small = 2 * part.rows < target_rows
-        if group and (not is_small or sum(one.rows for one in group) + part.rows > target_rows):
+        if group and (not is_small or rows[part.kind] + part.rows > target_rows):
             closed.append(group)
             group = open_groups[part.kind] = []
+            rows[part.kind] = 0
         if is_small:
             group.append(part)
+            rows[part.kind] += part.rows
     groups = [group for group in (*closed, *open_groups.values()) if len(group) >= max(2, min_parts)]
     return [Group(tuple(one.entry for one in group), sum(one.rows for one in group)) for group in groups]
 

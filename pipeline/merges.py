@@ -9,8 +9,9 @@ exchanged instead, where the kernel can; ``<output>/_compact/<id>/<folder>`` the
 from __future__ import annotations
 
 import json
+import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 from pipeline.errors import UserError
@@ -56,9 +57,9 @@ class Merge:
         return f"{COMPACT}/{self.merge_id}.json"
 
 
-def write_merge(storage: Storage, merge: Merge) -> None:
-    """Announce a merge; its part must not be there yet."""
-    storage.write(merge.name, json.dumps(asdict(merge), indent=1).encode())
+def write_merge(storage: Storage, merge: Merge, ready: Callable[[], None] = lambda: None) -> None:
+    """Announce a merge; its part must not be there yet. ``ready``: as for Storage.write."""
+    storage.write(merge.name, json.dumps(asdict(merge), indent=1).encode(), ready)
 
 
 def read_merges(storage: Storage) -> list[Merge]:
@@ -171,12 +172,15 @@ def find_retired(storage: Storage, folder: str, entry: Entry) -> str | None:
     """The retired folder that still holds a part that was merged since it was listed."""
     for name in retired_folders(storage):
         retired = f"{COMPACT}/{name}/{folder}"
-        if any(there.name == entry.name for there in storage.files(retired)):
+        if os.path.isfile(storage.path(f"{retired}/{entry.name}")):
             return retired
     return None
 
 
 def retired_due_at(name: str) -> float:
-    """When a retired folder may be removed, from its name: ``<id>-<epoch seconds>``; at once if none."""
-    due = name.rpartition("-")[2]
-    return float(due) if due.isdecimal() else 0.0
+    """When a retired folder may be removed, from its name: ``<id>-due-<epoch seconds>``; at once if none.
+
+    One without is of a compact that was killed before the folders had swapped names.
+    """
+    _, mark, due = name.rpartition("-due-")
+    return float(due) if mark and due.isdecimal() else 0.0

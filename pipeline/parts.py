@@ -181,6 +181,8 @@ def open_part(storage: Storage, folder: str, entry: Entry) -> Iterator[pq.Parque
             "were read; read again"
         ) from None
     except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # of the machine; pyarrow's own have none
+            raise UserError(f"cannot read part {storage.path(name)!r}: {error}") from None
         raise _unreadable(storage.path(name), error) from None
 
 

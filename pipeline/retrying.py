@@ -7,15 +7,17 @@ import errno
 import random
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, UserError
 
-__all__ = ["RETRY_SECONDS", "StorageDownError", "is_passing", "retry"]
+__all__ = ["RETRY_SECONDS", "StorageDownError", "is_passing", "retry", "steady_seconds", "telling"]
 
 RETRY_SECONDS = 60.0  # then a store is taken to be down, not busy
 _FIRST_SECONDS = 0.2
 _LONGEST_SECONDS = 8.0
+_CLOCK: int | None = getattr(time, "CLOCK_BOOTTIME", None)
 
 _LASTING = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
 _LASTING_ERRNOS = frozenset(
@@ -48,6 +50,7 @@ _PASSING_NAMES = frozenset(
         "IncompleteRead",
     }
 )
+_LIBRARIES = frozenset({"botocore", "aiobotocore", "aiohttp", "azure", "gcsfs", "google", "requests"})
 _PASSING_STATUS = frozenset({408, 425, 429})
 
 T = TypeVar("T")
@@ -91,6 +94,23 @@ def is_passing(error: BaseException) -> bool:
     if isinstance(error, asyncio.TimeoutError):  # no TimeoutError before Python 3.11
         return True
     return isinstance(error, OSError) and error.errno not in _LASTING_ERRNOS
+
+
+@contextmanager
+def telling(uri: str) -> Iterator[None]:
+    """What a store or a disk does not allow inside, as UserError that names the place; other errors pass."""
+    try:
+        yield
+    except Exception as error:
+        library = type(error).__module__.partition(".")[0]
+        if isinstance(error, PipelineError) or not (isinstance(error, OSError) or library in _LIBRARIES):
+            raise
+        raise UserError(f"{uri!r} cannot be used: {type(error).__name__}: {error}") from error
+
+
+def steady_seconds() -> float:
+    """A clock that nobody sets; it goes on while the machine is suspended, where there is such a one."""
+    return time.clock_gettime(_CLOCK) if _CLOCK is not None else time.monotonic()
 
 
 def _status_of(error: BaseException) -> int | None:

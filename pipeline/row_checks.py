@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import Reason, Stage, UserError
-from pipeline.failed_so_far import of_table
+from pipeline.failed_so_far import microseconds, of_table
 from pipeline.keyset import KeySet, SortedDigests, digests_of
 from pipeline.parts import PartGoneError, map_parts, open_part
 from pipeline.schemas import FAILURE_SCHEMA
@@ -127,8 +127,12 @@ def check_rows(store: OutputStore, schema: pa.Schema, found: Findings) -> RowInd
 
 def _row_facts(table: pa.Table, facts: _Facts) -> None:
     facts.rows += len(table)
+    empty = [
+        f"{name} is missing in some rows, should be in all" for name in _ROW_COLUMNS if table[name].null_count
+    ]
+    facts.drift += [text for text in empty if text not in facts.drift]
     facts.digests += digests_of(*(table[name] for name in _KEY))
-    facts.at += _microseconds(table["indexed_at"])
+    facts.at += microseconds(table["indexed_at"])
     facts.counts.update(_counted(table["run_id"]))
     facts.fingerprints.update(_counted(table["fingerprint"]))
 
@@ -173,7 +177,7 @@ def _final_facts(table: pa.Table, facts: _Facts, *, name: str, fingerprint: str 
     facts.in_run += digests_of(*(finals[column] for column in _KEY_IN_RUN))
     mine = finals.filter(of_table(finals, name))
     facts.digests += digests_of(*(mine[column] for column in _KEY))
-    facts.at += _microseconds(mine["failed_at"])
+    facts.at += microseconds(mine["failed_at"])
     is_mine = pc.equal(mine["fingerprint"], fingerprint or "")
     facts.mine += is_mine.to_numpy().astype(np.bool_).tobytes()
 
@@ -266,8 +270,3 @@ def _only(digests: SortedDigests, places: NDArray[np.int64]) -> SortedDigests:
 def _counted(column: pa.ChunkedArray) -> dict[str, int]:
     counts = pc.value_counts(column)
     return dict(zip(counts.field("values").to_pylist(), counts.field("counts").to_pylist(), strict=True))
-
-
-def _microseconds(column: pa.ChunkedArray) -> bytes:
-    values: NDArray[np.int64] = column.cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).to_numpy()
-    return values.tobytes()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Container
+from collections.abc import Callable, Container
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -47,13 +47,19 @@ def stage(folder: str, path: str, without: Container[str]) -> Staged | None:
     return Staged(folder, path, frozenset(seen))
 
 
-def exchange(staged: Staged) -> bool:
+def exchange(staged: Staged, ready: Callable[[], None]) -> bool:
     """Let the staged content take the folder's place in one step; the old content is at ``path`` then.
 
-    False where the kernel or the file system cannot do it: nothing has changed then.
+    ready: called right before; nothing is exchanged where it raises.
+    False where the kernel or the file system cannot do it, or where files went from the folder since it was
+    staged: nothing has changed then.
     """
     sync_folder(staged.path)
+    ready()
     if not exchange_folders(staged.folder, staged.path):
+        return False
+    if not staged.seen <= set(os.listdir(staged.path)):
+        exchange_folders(staged.folder, staged.path)
         return False
     for name in set(os.listdir(staged.path)) - staged.seen:  # somebody else put it there meanwhile
         if not os.path.exists(os.path.join(staged.folder, name)):

@@ -11,7 +11,8 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -25,14 +26,22 @@ from pipeline.filesystems import RangeFile, open_filesystem
 from pipeline.local_files import create_file, is_temporary, make_folder, sync_folder, write_file
 from pipeline.retrying import RETRY_SECONDS, StorageDownError, is_passing, retry
 
-__all__ = ["Entry", "Storage"]
+__all__ = ["Entry", "Storage", "StorageWarning"]
 
 _S3 = {"s3", "s3a"}
 _WRITTEN = ("mtime", "LastModified", "last_modified", "created")
-_ATOMIC_CREATE = {*_S3, "gs", "gcs", "abfs", "abfss", "az"}
+_MAY_BE_CONDITIONAL = {*_S3, "gs", "gcs", "abfs", "abfss", "az"}
 _S3_CHUNK_BYTES = 50 * 2**20  # from twice this on an upload goes in chunks, and appears when it is complete
 
 T = TypeVar("T")
+
+
+class StorageWarning(UserWarning):
+    """What a store cannot promise."""
+
+
+def _ready() -> None:
+    """Nothing to wait for."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +64,12 @@ class Storage:
 
     def __init__(self, uri: str, settle_seconds: float = 1.0, retry_seconds: float = RETRY_SECONDS) -> None:
         self.uri = uri
-        self._fs, self._root = open_filesystem(uri)
+        is_name = "::" in uri and "://" not in uri  # part of a name, which fsspec would take for a chain
+        self._fs, self._root = (LocalFileSystem(), os.path.abspath(uri)) if is_name else open_filesystem(uri)
         self.is_local = isinstance(self._fs, LocalFileSystem)
         self.retry_seconds = retry_seconds
-        self._settle_seconds = 0.0 if self._protocols & _ATOMIC_CREATE else settle_seconds
+        self._settle_seconds = settle_seconds
+        self._is_conditional = None if self._protocols & _MAY_BE_CONDITIONAL else False
 
     @property
     def _protocols(self) -> set[str]:
@@ -115,26 +126,30 @@ class Storage:
         else:
             yield RangeFile(partial(self.read_range, name), num_bytes)
 
-    def write(self, name: str, data: bytes) -> str:
+    def write(self, name: str, data: bytes, ready: Callable[[], None] = _ready) -> str:
         """Make a file visible, whole or not at all, in place of one of that name; returns its path.
 
         A failed PUT is tried again under the same name, so that one whose answer got lost cannot double a
         part. Callers must not repeat a failed write under another name.
+
+        ready: called right before each try, on this machine when the temporary file is complete: who removes
+        temporary files after a take-over leaves nothing that a writer who overslept could rename.
         """
         if self.is_local:
-            write_file(self.path(name), data)
+            write_file(self.path(name), data, ready)
         else:
-            self._try(lambda: self._fs.pipe_file(self.path(name), data))
+            self._try_when(ready, lambda: self._fs.pipe_file(self.path(name), data))
         return self.path(name)
 
-    def upload(self, name: str, source: str) -> str:
+    def upload(self, name: str, source: str, ready: Callable[[], None] = _ready) -> str:
         """As ``write``, from a file of this machine, which may be large and is gone or left as it was."""
         target = self.path(name)
         if not self.is_local:
             options = {"chunksize": _S3_CHUNK_BYTES} if self._protocols & _S3 else {}
-            self._try(lambda: self._fs.put_file(source, target, **options))
+            self._try_when(ready, lambda: self._fs.put_file(source, target, **options))
             return target
         make_folder(os.path.dirname(target))
+        ready()
         os.replace(source, target)  # same file system: ``local_scratch``
         sync_folder(os.path.dirname(target))
         return target
@@ -145,7 +160,7 @@ class Storage:
         Exactly one caller wins on local filesystems (link of a complete file) and on AWS S3, Google Cloud
         Storage and Azure (conditional PUT). Other stores have only "look, then write": there the last writer
         wins and the others find out after ``settle_seconds``; a writer slower than that goes unnoticed here,
-        so callers must keep checking.
+        so callers must keep checking, and a StorageWarning says so.
 
         An answer that got lost is found out by reading back, so ``data`` must differ between callers.
         """
@@ -161,11 +176,37 @@ class Storage:
             pass  # perhaps our own, from a try whose answer got lost
         except Exception as error:  # some stores answer a lost race, or a won one, with another error
             failure = error
-        time.sleep(self._settle_seconds)
         seen = self.read(name)
         if seen is None and failure is not None:
             raise failure
-        return seen == data
+        if seen != data or self._refuses_second(name, data):
+            return seen == data
+        time.sleep(self._settle_seconds)
+        return self.read(name) == data
+
+    def _refuses_second(self, name: str, data: bytes) -> bool:
+        """Whether the store does not let a file be created twice; tried once, with the very same bytes.
+
+        Servers that speak S3, and older clients of other stores, may not know the condition and overwrite.
+        """
+        if self._is_conditional is None:
+            try:
+                self._fs.pipe_file(self.path(name), data, mode="create")
+                self._is_conditional = False
+            except FileExistsError:
+                self._is_conditional = True
+            except Exception as error:
+                if is_passing(error):
+                    raise
+                self._is_conditional = True  # refused, in other words
+        if not self._is_conditional and "memory" not in self._protocols:  # which one process has to itself
+            warnings.warn(
+                f"{self.uri!r}: this store has no conditional create, so two runs that start there within "
+                f"{self._settle_seconds:g} s of each other cannot be kept apart: start one at a time",
+                StorageWarning,
+                stacklevel=2,
+            )
+        return self._is_conditional
 
     def delete(self, name: str) -> None:
         """Remove a file; no error where there is none."""
@@ -177,23 +218,23 @@ class Storage:
         if self.is_local:
             shutil.rmtree(self.path(folder), ignore_errors=True)
 
-    def abort_uploads(self) -> int:
-        """End multipart uploads that killed writers left below the root; returns how many. S3 only.
+    def abort_uploads(self, folders: Iterable[str]) -> int:
+        """End multipart uploads that killed writers left in some folders; returns how many. S3 only.
 
         They are invisible but cost money. Call it while holding the output. Where that is not allowed, or not
         to be had, they stay: no run should fail for it.
         """
         if not self._protocols & _S3:
             return 0
-        bucket, _, prefix = self._root.partition("/")
-        page = {"Bucket": bucket, "Prefix": f"{prefix.rstrip('/')}/"}
-        try:
-            found = self._fs.call_s3("list_multipart_uploads", **page).get("Uploads", [])
-            for upload in found:
-                self._fs.abort_mpu(bucket, upload["Key"], upload["UploadId"])
-        except Exception:  # whatever botocore and its transports raise
-            return 0
-        return len(found)
+        ended = 0
+        for folder in folders:
+            bucket, _, prefix = self.path(folder).partition("/")
+            page = {"Bucket": bucket, "Prefix": f"{prefix}/"}
+            with contextlib.suppress(Exception):  # whatever botocore and its transports raise
+                for upload in self._fs.call_s3("list_multipart_uploads", **page).get("Uploads", []):
+                    self._fs.abort_mpu(bucket, upload["Key"], upload["UploadId"])
+                    ended += 1
+        return ended
 
     def _ls(self, folder: str) -> list[dict[str, Any]]:
         path = self.path(folder) if folder else self._root
@@ -207,8 +248,15 @@ class Storage:
         return cast("list[dict[str, Any]]", self._fs.ls(path, detail=True))
 
     def _list(self, folder: str) -> list[Entry]:
-        files = [item for item in self._ls(folder) if item["type"] == "file"]
+        files = [item for item in self._ls(folder) if _is_file(item)]
         return sorted(map(_entry, files), key=lambda entry: entry.name)
+
+    def _try_when(self, ready: Callable[[], None], work: Callable[[], T]) -> T:
+        def once() -> T:
+            ready()
+            return work()
+
+        return self._try(once)
 
     def _try(self, work: Callable[[], T]) -> T:
         if self.is_local:
@@ -225,6 +273,11 @@ class Storage:
             raise StorageDownError(
                 f"{self.uri!r} failed for {self.retry_seconds:.0f} s, the last time with: {error!r}"
             ) from error
+
+
+def _is_file(item: dict[str, Any]) -> bool:
+    linked = bool(item.get("islink")) and os.path.isfile(item["name"])  # parts that were moved and linked
+    return item["type"] == "file" or linked
 
 
 def _entry(item: dict[str, Any]) -> Entry:

@@ -28,7 +28,7 @@ from pipeline.binding import TABLES, json_bytes, read_json
 from pipeline.errors import UserError
 from pipeline.failed_so_far import ATTEMPT_COLUMNS, Attempts, FailedSoFar, attempts_of
 from pipeline.keyset import KeySet, digests_of
-from pipeline.merges import drop_replaced, find_retired, finish_merges, is_torn, read_merges
+from pipeline.merges import COMPACT, drop_replaced, find_retired, finish_merges, is_torn, read_merges
 from pipeline.parts import (
     PART_PATTERN,
     PartBuffer,
@@ -39,6 +39,7 @@ from pipeline.parts import (
     map_parts,
 )
 from pipeline.records import Failure, VideoRow
+from pipeline.retrying import steady_seconds
 from pipeline.schemas import video_schema
 from pipeline.shard_cache import SHARDS, ShardCache
 from pipeline.storage import Entry, Storage
@@ -101,6 +102,14 @@ class OutputStore:
         if parts and self.binding() is None:
             self._refuse_foreign_rows(fingerprint)
         binding.bind(self.storage, self.table, fingerprint, semantic, self._columns, is_empty=not parts)
+
+    def check_binding(self, fingerprint: str, semantic: Mapping[str, Any]) -> None:
+        """Raise UserError where ``bind`` would, as far as the binding tells; only reads."""
+        bound, columns = self.binding(), self._columns
+        if bound is None or binding.is_bound_to(bound, fingerprint, columns) or not self.parts(self.table):
+            return
+        wanted = {"fingerprint": fingerprint, "semantic": semantic, "columns": columns}
+        raise UserError(binding.refusal(self.storage, self.table, bound, wanted))
 
     def binding(self) -> dict[str, Any] | None:
         """What the table is bound to: fingerprint, semantic, columns, bound_at; None where it is new."""
@@ -212,18 +221,24 @@ class OutputStore:
 
         Call it while holding the lock. Returns how many files.
         """
-        folders = (self.table, FAILURES, RUNS, TABLES, SHARDS)
+        folders = (self.table, FAILURES, RUNS, TABLES, SHARDS, COMPACT)
         leftovers = [name for folder in folders for name in self.storage.leftovers(folder)]
         for name in leftovers:
             self.storage.delete(name)
-        return len(leftovers) + self.storage.abort_uploads() + finish_merges(self.storage)
+        ended = self.storage.abort_uploads((self.table, FAILURES))
+        return len(leftovers) + ended + finish_merges(self.storage)
 
     def _commit(self, folder: str, data: bytes) -> str:
-        name = f"{folder}/{part_name(datetime.now(timezone.utc))}"
-        self.check_fence()
-        checked_at = time.monotonic()
-        path = self.storage.write(name, data)
-        if time.monotonic() - checked_at > _FENCE_SECONDS:
+        name, checked_at = f"{folder}/{part_name(datetime.now(timezone.utc))}", 0.0
+
+        def ready() -> None:
+            nonlocal checked_at
+            self.check_fence()
+            checked_at = steady_seconds()
+
+        path = self.storage.write(name, data, ready)
+        # Local: who took over has removed the temporary file, or reads this part back.
+        if not self.storage.is_local and steady_seconds() - checked_at > _FENCE_SECONDS:
             self._withdraw_if_fenced(name)
         return path
 

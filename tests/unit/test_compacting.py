@@ -18,9 +18,11 @@ import fsspec
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline import staging
 from pipeline.compacting import compact
-from pipeline.errors import UserError
+from pipeline.errors import PipelineError, UserError
 from pipeline.lock import OutputLock
+from pipeline.merge_plan import Footer, plan_groups
 from pipeline.merges import Merge, drop_replaced, is_torn, read_merges, write_merge
 from pipeline.storage import Entry, Storage
 from pipeline.store import OutputStore, again_if_merged
@@ -138,6 +140,20 @@ def _bytes(store: OutputStore, name: str) -> Any:
     return pa.BufferReader(store.storage.read(f"videos/{name}"))
 
 
+def test_planning_looks_at_each_part_a_few_times_however_many_there_are() -> None:
+    looks = [0]
+
+    class Counted(Footer):
+        def __getattribute__(self, name: str) -> Any:
+            looks[0] += name == "rows"
+            return super().__getattribute__(name)
+
+    parts = [Counted(Entry(f"part-{number}", 1), 1, ("f", b"")) for number in range(2000)]
+    (group,) = plan_groups(parts, target_rows=2000, min_parts=2)
+    assert group.rows == 2000
+    assert looks[0] < 20 * len(parts)
+
+
 def test_a_run_in_progress_is_not_disturbed(tmp_path: Path) -> None:
     fill(str(tmp_path))
     lock = OutputLock(str(tmp_path))
@@ -163,6 +179,74 @@ def test_a_folder_with_subfolders_is_not_exchanged_and_still_merged(tmp_path: Pa
     assert len(read_merges(store.storage)) == 1, "the record protocol"
     assert len(store.parts("videos")) == 1
     assert (tmp_path / "videos" / "mine").is_dir()
+
+
+@pytest.mark.parametrize("keep_seconds", [0.0, 600.0])
+def test_a_merge_on_record_and_an_exchange_after_it_count_each_row_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep_seconds: float
+) -> None:
+    """An output copied from object storage; a subfolder or a link that was in the way and is gone."""
+    store = fill(str(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.staging.exchange_folders", lambda left, right: False)
+        compact(str(tmp_path), keep_seconds=keep_seconds)
+    for number in range(ROWS, ROWS + 3):
+        store.write_rows([make_row(number)])
+    compact(str(tmp_path), keep_seconds=keep_seconds)
+    assert sorted(ids(store)) == sorted(f"video-{number}" for number in range(ROWS + 3))
+    assert verify(str(tmp_path)).problems == ()
+
+
+@pytest.mark.parametrize("how", ["exchange", "record"])
+def test_a_full_disk_is_told_and_nothing_of_the_merge_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    if how == "record":
+        monkeypatch.setattr("pipeline.staging.exchange_folders", lambda left, right: False)
+    store = fill(str(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.compacting.os.fsync", full)
+        with pytest.raises(UserError, match="No space left"):
+            compact(str(tmp_path))
+    there = [path for path in (tmp_path / "_compact").rglob("*") if path.is_file()]
+    assert (there, len(store.parts("videos"))) == ([], 8)
+    assert compact(str(tmp_path)).folders[0].parts_after == 1
+
+
+def test_what_a_killed_compact_had_staged_goes_at_once(tmp_path: Path) -> None:
+    store = fill(str(tmp_path))
+    staged = tmp_path / "_compact" / "20260101T000000000000Z-12345678" / "videos"  # as before the exchange
+    staged.mkdir(parents=True)
+    (staged / "part-20260101T000000000000Z-000000000001.parquet").write_bytes(b"half")
+    (tmp_path / "_compact" / ".x.json.0123.tmp").write_bytes(b"half")
+    assert store.clean() == 2
+    assert list((tmp_path / "_compact").iterdir()) == []
+
+
+def test_a_compact_that_overslept_does_not_bring_back_what_another_one_merged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Suspended between its check of the lock and the exchange, which is one instruction later."""
+    store = fill(str(tmp_path))
+    swap, calls = staging.exchange_folders, []
+
+    def overslept(left: str, right: str) -> bool:
+        calls.append(left)
+        if len(calls) == 1:
+            (path,) = (tmp_path / "_lock").iterdir()
+            path.write_text(path.read_text().replace('"released": false', '"released": true'))
+            assert compact(str(tmp_path), keep_seconds=0).folders[0].parts_after == 1
+        return swap(left, right)
+
+    monkeypatch.setattr("pipeline.staging.exchange_folders", overslept)
+    with pytest.raises(PipelineError):
+        compact(str(tmp_path), keep_seconds=600)
+    monkeypatch.undo()
+    assert ids(store) == [f"video-{number}" for number in range(ROWS)]
+    assert verify(str(tmp_path)).problems == ()
 
 
 def test_a_reader_that_listed_before_is_served_as_it_began(uri: str) -> None:

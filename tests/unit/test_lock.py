@@ -154,7 +154,7 @@ def test_the_overslept_holder_is_fenced_off(uri: str) -> None:
 def test_a_holder_that_overslept_while_nobody_came_goes_on(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its right lapsed, so it takes the output anew, which only one can: who looked before is too late."""
     now = [1000.0]
-    monkeypatch.setattr("pipeline.lock._clock", lambda: now[0])
+    monkeypatch.setattr("pipeline.lock.steady_seconds", lambda: now[0])
     sleeper, late = quick(uri), quick(uri)
     sleeper.acquire("run-1")
     before = [entry.name for entry in Storage(uri).files("_lock")]
@@ -187,6 +187,18 @@ def test_an_unreadable_lock_blocks_only_until_it_is_confirmed(uri: str) -> None:
     lock = quick(uri)
     lock.acquire("run-1")
     lock.check()
+
+
+def test_a_full_disk_does_not_keep_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(target: str, data: bytes, ready: object = None) -> None:
+        raise OSError(28, "No space left on device")
+
+    lock = quick(str(tmp_path))
+    lock.acquire("run-1")
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.storage.write_file", full)
+        lock.release()
+    assert lock.holder is None
 
 
 def test_locks_do_not_pile_up(uri: str) -> None:

@@ -8,17 +8,20 @@ import sys
 import threading
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fsspec
 import pytest
 
+from pipeline.beforehand import check_output
 from pipeline.compacting import compact
+from pipeline.config import load_config
 from pipeline.errors import Reason, UserError
 from pipeline.exporting import export, view_sql
 from pipeline.lock import LockLostError, OutputLock
 from pipeline.retrying import StorageDownError, is_passing, retry
-from pipeline.storage import Storage
+from pipeline.storage import Storage, StorageWarning
 from pipeline.store import OutputStore
 from pipeline.verify import status, verify
 from tests.unit.faulty_proxy import FAULTS, FaultyProxy, s3_server
@@ -121,6 +124,30 @@ def test_a_create_whose_answer_got_lost_is_won(uri: str, proxy: FaultyProxy) -> 
     assert Storage(uri).read("one") == b"mine"
 
 
+def test_a_store_that_overwrites_on_create_is_found_out(
+    uri: str, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some servers that speak S3 do not know the condition and answer 200 to both."""
+    mine, theirs = (Storage(uri, settle_seconds=0.3) for _ in range(2))
+    put = mine._fs.pipe_file
+    monkeypatch.setattr(mine._fs, "pipe_file", lambda path, data, mode="": put(path, data))
+    won: dict[str, bool] = {}
+
+    def create(name: str, storage: Storage) -> None:
+        won[name] = storage.create("lock", name.encode())
+
+    with pytest.warns(StorageWarning, match="no conditional create"), ThreadPoolExecutor() as racers:
+        list(racers.map(create, ("mine", "theirs"), (mine, theirs)))
+    assert sorted(won.values()) == [False, True]
+
+
+def test_a_store_that_keeps_the_condition_is_asked_once(uri: str, proxy: FaultyProxy) -> None:
+    storage = Storage(uri)
+    assert [storage.create(name, b"mine") for name in ("one", "two", "two")] == [True, True, True]
+    assert not storage.create("one", b"theirs")
+    assert storage._is_conditional
+
+
 def test_of_many_creates_one_wins(uri: str, proxy: FaultyProxy) -> None:
     """Processes, because filesystems are shared within one; through faults, because those blur who won."""
     proxy.rate, proxy.kinds = 0.1, ("answer lost", "503")
@@ -183,7 +210,7 @@ def test_a_large_file_is_not_there_until_all_of_it_is(
     with pytest.raises(StorageDownError):
         storage.upload("a/large", str(source))
     assert storage.files("a") == []
-    assert storage.abort_uploads() == 0, "an upload that failed is ended at once"
+    assert storage.abort_uploads(["a"]) == 0, "an upload that failed is ended at once"
     storage.upload("a/large", str(source))
     assert storage.read("a/large") == source.read_bytes()
 
@@ -191,13 +218,14 @@ def test_a_large_file_is_not_there_until_all_of_it_is(
 def test_an_upload_whose_sender_died_does_not_stay(uri: str, proxy: FaultyProxy) -> None:
     storage = Storage(uri)
     bucket, key = uri.removeprefix("s3://").split("/", 1)
-    for name in (f"{key}/videos/part", "another/part"):
+    others = ["another/part", f"{key}/inner/videos/part", f"{key}/latest.parquet"]
+    for name in (f"{key}/videos/part", *others):
         storage._fs.call_s3("create_multipart_upload", Bucket=bucket, Key=name)
     assert OutputStore(uri).clean() == 1
     proxy.plan = ["denied"]
-    assert storage.abort_uploads() == 0, "not allowed to look: no reason to fail"
-    (left,) = storage._fs.call_s3("list_multipart_uploads", Bucket=bucket)["Uploads"]
-    assert left["Key"] == "another/part", "what is not below the output is not ours"
+    assert storage.abort_uploads(["videos"]) == 0, "not allowed to look: no reason to fail"
+    left = storage._fs.call_s3("list_multipart_uploads", Bucket=bucket)["Uploads"]
+    assert sorted(upload["Key"] for upload in left) == others, "an export, another output: not ours"
 
 
 def test_a_store_that_stays_down_ends_the_wait(uri: str, proxy: FaultyProxy) -> None:
@@ -217,6 +245,31 @@ def test_a_refusal_is_not_tried_again(proxy: FaultyProxy) -> None:
     with pytest.raises(FileNotFoundError):
         Storage("s3://no-such-bucket/out").write("a", b"1")
     assert sum(proxy.requests.values()) - before == 1
+
+
+def test_access_denied_for_a_while_does_not_cost_the_lock(uri: str, proxy: FaultyProxy) -> None:
+    """Credentials that are renewed too late: the right lapses by the clock, not by one refusal."""
+    lock = OutputLock(uri)
+    lock.acquire("run-1")
+    proxy.plan = ["denied"]
+    lock.heartbeat()
+    lock.heartbeat()
+    assert proxy.plan == []
+    lock.check()
+    proxy.plan = ["denied"]
+    lock.release()
+
+
+def test_missing_credentials_are_told_in_one_line(
+    uri: str, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    fsspec.filesystem("s3").clear_instance_cache()
+    with pytest.raises(UserError, match="NoCredentialsError: Unable to locate credentials"):
+        status(uri)
+    fsspec.filesystem("s3").clear_instance_cache()
 
 
 def test_denied_access_is_the_users_to_mend(uri: str, proxy: FaultyProxy) -> None:
@@ -249,7 +302,7 @@ def test_a_heartbeat_puts_up_with_a_store_that_fails(
     uri: str, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [1000.0]
-    monkeypatch.setattr("pipeline.lock._clock", lambda: now[0])
+    monkeypatch.setattr("pipeline.lock.steady_seconds", lambda: now[0])
     lock = OutputLock(uri)
     lock._impatient.retry_seconds = 0.0
     lock.acquire("run-1")
@@ -327,3 +380,10 @@ def test_retrying_ends_and_waits_longer_each_time(monkeypatch: pytest.MonkeyPatc
         retry(fail, 60.0)
     assert pauses[:7] == [0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 8.0]
     assert 50.0 < sum(pauses) <= 60.0
+
+
+def test_a_bucket_that_is_not_there_is_told_before_a_run_starts(uri: str) -> None:
+    needed = ["corpus.uri=videos", "model.name=demo/model"]
+    check_output(load_config(None, [*needed, f"output.uri={uri}"]), "revision")
+    with pytest.raises(UserError, match="cannot be used: The specified bucket does not exist; create it"):
+        check_output(load_config(None, [*needed, "output.uri=s3://no-such-bucket/out"]), "revision")

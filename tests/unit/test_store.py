@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import fsspec
@@ -19,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline import local_files
 from pipeline.errors import Reason, UserError
 from pipeline.lock import LockLostError, OutputLock
 from pipeline.parts import PartBuffer, encode_rows
@@ -256,6 +259,20 @@ def test_an_unreadable_part_is_named(uri: str, content: bytes) -> None:
         store.committed(FINGERPRINT)
 
 
+def test_a_disk_that_cannot_be_read_is_not_the_parts_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(path: str) -> None:
+        raise OSError(5, "Input/output error", path)
+
+    store = OutputStore(str(tmp_path))
+    store.write_rows([make_row()])
+    monkeypatch.setattr("pipeline.storage.pa.OSFile", broken)
+    with pytest.raises(UserError, match="Input/output error") as caught:
+        store.committed(FINGERPRINT)
+    assert "move it out" not in str(caught.value)
+
+
 def test_large_parts_are_read_by_range(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     store = OutputStore(uri)
     store.write_rows([make_row(0), make_row(1)])
@@ -283,19 +300,81 @@ def test_a_fenced_writer_commits_nothing(uri: str) -> None:
     assert store.parts("videos") == []
 
 
-def test_a_commit_that_overslept_is_withdrawn(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The check passed, then the process was suspended in the middle of the write, then another took over."""
+def test_a_commit_that_overslept_is_withdrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check passed, then the process was suspended in the middle of the PUT, then another took over."""
     calls = iter([None, LockLostError("taken over")])
 
     def fence() -> None:
         if (answer := next(calls)) is not None:
             raise answer
 
-    store = OutputStore(uri, fence=fence)
+    store = OutputStore(f"memory://overslept-{uuid.uuid4().hex}", fence=fence)
     monkeypatch.setattr("pipeline.store._FENCE_SECONDS", -1.0)
     with pytest.raises(LockLostError, match="taken over"):
         store.write_rows([make_row()])
     assert store.parts("videos") == []
+
+
+@pytest.mark.parametrize("moment", ["_create_plainly", "os.replace"])
+def test_a_local_writer_that_overslept_adds_nothing_to_what_its_successor_has_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """Suspended before the temporary file, or before its name: it wakes when another has begun."""
+    lost: list[str] = []
+    successor, read = OutputStore(str(tmp_path)), list[int]()
+    name = f"pipeline.local_files.{moment}"
+    really = local_files._create_plainly if moment == "_create_plainly" else os.replace
+
+    def overslept(*arguments: Any) -> Any:
+        if not lost:
+            lost.append("taken over")
+            successor.clean()
+            read.append(len(successor.committed(FINGERPRINT)))
+        return really(*arguments)
+
+    def fence() -> None:
+        if lost:
+            raise LockLostError(lost[0])
+
+    monkeypatch.setattr(name, overslept)
+    with pytest.raises((LockLostError, FileNotFoundError)):
+        OutputStore(str(tmp_path), fence=fence).write_rows([make_row()])
+    assert (read, successor.parts("videos")) == ([0], [])
+
+
+def test_a_part_that_its_successor_has_read_is_not_withdrawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lock went over right after the rename: the successor counts the row, so it must stay."""
+    calls = iter([None, LockLostError("taken over")])
+
+    def fence() -> None:
+        if (answer := next(calls)) is not None:
+            raise answer
+
+    monkeypatch.setattr("pipeline.store._FENCE_SECONDS", -1.0)
+    OutputStore(str(tmp_path), fence=fence).write_rows([make_row()])
+    assert committed(OutputStore(str(tmp_path)), 0)
+
+
+def test_a_put_is_not_repeated_after_a_take_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    root = f"memory://again-{uuid.uuid4().hex}"
+    filesystem, _ = fsspec.core.url_to_fs(root)
+    lost: list[str] = []
+
+    def reset(self: object, path: str, value: bytes, **options: object) -> None:
+        lost.append("taken over while the connection hung")
+        raise OSError("connection reset")
+
+    def fence() -> None:
+        if lost:
+            raise LockLostError(lost[0])
+
+    monkeypatch.setattr(type(filesystem), "pipe_file", reset)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    with pytest.raises(LockLostError, match="while the connection hung"):
+        OutputStore(root, fence=fence).write_rows([make_row()])
+    assert len(lost) == 1
 
 
 def test_a_failed_local_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,6 +405,27 @@ def test_a_lost_put_is_repeated_under_the_same_name(monkeypatch: pytest.MonkeyPa
     store.write_rows([make_row()])
     assert len(calls) == 2
     assert len(list(store.iter_rows())) == 1
+
+
+def test_a_link_whose_answer_got_lost_is_won(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client of NFS repeats a link that it heard nothing of, and is told that there is one."""
+    link = os.link
+
+    def forgetful(source: str, target: str) -> None:
+        link(source, target)
+        link(source, target)
+
+    monkeypatch.setattr("os.link", forgetful)
+    storage = Storage(str(tmp_path))
+    assert storage.create("lock", b"mine")
+    assert not storage.create("lock", b"theirs")
+    assert storage.read("lock") == b"mine"
+
+
+def test_colons_in_the_name_of_a_folder_do_not_cut_it(tmp_path: Path) -> None:
+    stores = [OutputStore(str(tmp_path / name)) for name in ("a::1", "a::2")]
+    stores[0].write_rows([make_row(0)])
+    assert (committed(stores[0], 0), committed(stores[1])) == (True, True)
 
 
 def test_addresses_nobody_understands() -> None:

@@ -6,6 +6,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -278,3 +279,86 @@ def test_an_output_of_nothing_but_failures(tmp_path: Path) -> None:
     assert report.ok
     assert (report.rows, report.failures) == (0, 1)
     assert status(str(tmp_path)).failures_by_reason == {"corrupt": 1}
+
+
+def test_status_counts_each_video_by_its_last_word(store: OutputStore) -> None:
+    """Mended videos are indexed as another version; what failed before them is no failed video any more."""
+    failed = [("old", 5, 1), ("new", 5, 2), ("newest", 1, 2**52)]
+    store.write_failures([make_failure(n, version=v, failed_at_us=at, run_id="run-2") for v, n, at in failed])
+    mended = [("mended", 2), ("newer", 0)]
+    store.write_rows([make_row(number, version=version, run_id="run-2") for version, number in mended])
+    found = status(store.storage.uri)
+    assert (found.indexed, found.rows, found.earlier_rows) == (2, 4, 2), (
+        "video-0 twice, video-1's old version"
+    )
+    assert found.failures_by_reason == {"corrupt": 2}, "video-5 once, and video-1"
+    assert found.earlier_failures == 2, "of video-2 and video-5"
+    report = verify(store.storage.uri)
+    assert (report.failures, report.problems) == (2, ())
+    assert any(note.startswith("2 more versions failed for good") for note in report.notes)
+
+
+def test_a_part_of_another_table_of_the_same_job(store: OutputStore) -> None:
+    other = OutputStore(store.storage.uri, "captions")
+    other.bind(FINGERPRINT, {})
+    other.write_rows([make_row(7, run_id="run-2")])
+    write_report(other, Counts(listed=1, indexed=1), run_id="run-2")
+    (part,) = other.storage.files("captions")
+    store.storage.write(f"videos/{part.name}", other.storage.read(f"captions/{part.name}") or b"")
+    assert "rows in videos/ of runs that wrote another table: run-2 (1 rows, table captions)" in problems(
+        store
+    )
+    assert verify(store.storage.uri, "captions").ok
+
+
+def test_what_cannot_be_known_of_a_run_without_a_report_is_said(store: OutputStore) -> None:
+    store.write_rows([make_row(7, run_id="killed")])
+    (note,) = verify(store.storage.uri).notes
+    assert note.startswith("1 rows are of 1 runs that left no report (killed, or not finished), e.g. killed")
+
+
+def test_a_part_removed_on_purpose_has_a_way_out(store: OutputStore) -> None:
+    store.storage.delete(f"videos/{store.parts('videos')[0].name}")
+    store.write_rows([make_row(0, run_id="run-2")])
+    assert "the report in _runs/ may be deleted" in problems(store)
+    store.storage.delete("_runs/run-1.json")
+    assert verify(store.storage.uri).ok
+
+
+@pytest.mark.parametrize(
+    "report",
+    ['{"run_id": "x", "counts": 3}', '{"run_id": "x", "counts": {}, "config": [1]}', '{"counts": {}}'],
+)
+def test_a_file_that_is_no_report_costs_only_itself(store: OutputStore, report: str) -> None:
+    store.storage.write("_runs/x.json", report.encode())
+    write_report(store, Counts(listed=4, indexed=3, failed=1))
+    assert "_runs/x.json" in problems(store)
+    assert "run run-1 reports 3 indexed videos" in problems(store), (
+        "the others are still held against the rows"
+    )
+    with pytest.raises(UserError, match=r"_runs/x\.json"):
+        status(store.storage.uri)
+
+
+def test_a_binding_of_another_shape_is_named(store: OutputStore) -> None:
+    store.storage.write("_tables/videos.json", b'{"fingerprint": "x", "columns": 7}')
+    assert "columns is 7, must be a mapping" in problems(store)
+
+
+def test_rows_without_an_id_or_a_time(store: OutputStore) -> None:
+    (entry, *_) = store.parts("videos")
+    table = pq.read_table(store.storage.path(f"videos/{entry.name}"))
+    for name in ("video_id", "indexed_at"):
+        place = table.schema.get_field_index(name)
+        table = table.set_column(place, name, pa.nulls(len(table), table.schema.field(name).type))
+    pq.write_table(table, store.storage.path(f"videos/{entry.name}"))
+    assert "video_id is missing in some rows" in problems(store)
+    assert "indexed_at is missing in some rows" in problems(store)
+
+
+def test_parts_that_were_moved_and_linked_count(store: OutputStore, tmp_path: Path) -> None:
+    for entry in store.parts("videos"):
+        path = Path(store.storage.path(f"videos/{entry.name}"))
+        path.rename(tmp_path / entry.name)
+        path.symlink_to(tmp_path / entry.name)
+    assert verify(store.storage.uri).rows == 2
