@@ -1,12 +1,13 @@
 """How many videos the bookkeeping carries: a whole run through Coordination, on one core, without a model.
 
-    python -m benchmarks.coordination --videos 1000000 --workers 200
+    python -m benchmarks.coordination -o benchmarks/results/coordination.json
 
 Real: the ledger, the output with its lock, parts and commits in a temporary folder, the metrics. Simulated:
-workers that lease four videos, start and push each; 1 % of their videos fail for good, 1 % for a transient
-reason (and are tried again), and some workers die with what they have started. ``--pickled`` sends all
-traffic through pickle, as Ray would; ``--listed-first`` lists all before the first lease, so that all of them
-are held in memory at once. Prints figures; benchmarks/results/coordination.json holds one set for each case.
+workers that lease four videos and hand over one after the other, with one message for each, as real ones do;
+1 % of their videos fail for good, 1 % for a transient reason (and are tried again), and some workers die with
+what they have started. ``--pickled`` sends all traffic through pickle, as Ray would, both ends on this core;
+the workers' end is told apart. ``--listed-first`` lists all before the first lease, so that all are in memory
+at once. On a real Ray: coordination_ray.py.
 """
 
 from __future__ import annotations
@@ -25,23 +26,21 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol
 
 from pipeline.config import load_config
 from pipeline.coordination import Coordination
-from pipeline.ledger import LeasedVideo
+from pipeline.ledger import Lease, LeasedVideo
 from pipeline.lock import OutputLock
 from pipeline.metrics import Metrics
-from pipeline.protocol import Run, WorkerSeconds
+from pipeline.protocol import CoordinatorHandle, LeaseReply, Message, Run, WorkerSeconds
 from pipeline.records import Answer, Failure, Reason, Stage, VideoError, VideoRef, VideoRow
 from pipeline.store import OutputStore
 
-__all__ = ["Case", "Tally", "Workers", "corpus", "main", "measure"]
+__all__ = ["AnswersWorkers", "Case", "Tally", "Workers", "corpus", "machine", "main", "measure", "save"]
 
-RESULT = Path(__file__).parent / "results" / "coordination.json"
 _FINGERPRINT = "0123456789abcdef"
 _LEASE_VIDEOS = 4
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,9 @@ class Tally:
     crashes: int = 0
     transient: int = 0
     first_lease_at: float | None = None
-    held: dict[str, list[LeasedVideo]] = field(default_factory=dict)
+    messages: int = 0
+    own_seconds: float = 0.0  # CPU time of the workers' end of the messages
+    held: dict[str, list[LeasedVideo]] = field(default_factory=dict)  # the first one is begun
 
 
 def corpus(num_videos: int) -> Iterator[VideoRef]:
@@ -96,15 +97,23 @@ def _template() -> VideoRow:
     )  # fmt: skip
 
 
-class Workers:
-    """Many workers in one thread, each with one lease at a time."""
+class AnswersWorkers(CoordinatorHandle, Protocol):
+    """What the simulated workers need: the coordination, or an actor that has one."""
 
-    def __init__(self, run: Run, coordination: Coordination, case: Case) -> None:
-        self._run, self._coordination, self._case = run, coordination, case
-        self._pass: Callable[[Any], Any] = _through_pickle if case.pickled else lambda value: value
-        self._random = random.Random(0)
+    def lost(self, worker_id: str, message: str) -> None: ...
+
+
+class Workers:
+    """Many workers in one thread, each with one lease at a time. ``name`` begins their ids."""
+
+    def __init__(self, run: Run, coordination: AnswersWorkers, case: Case, name: str = "worker") -> None:
+        self._run, self._coordination, self._case, self._name = run, coordination, case, name
+        self._pack: Callable[[Any], Any] = pickle.dumps if case.pickled else lambda value: value
+        self._unpack: Callable[[Any], Any] = pickle.loads if case.pickled else lambda value: value
+        self._random = random.Random(name)
         self._template = dict(_template().__dict__)
         self._num_created = 0
+        self._ask_at: dict[str, float] = {}
         self.tally = Tally()
         for _ in range(case.num_workers):
             self._create()
@@ -112,55 +121,64 @@ class Workers:
     def work(self) -> None:
         """Until nobody is left; the coordinator tells each when to go."""
         while self.tally.held:
-            num_leases = self.tally.leases
-            for worker_id in list(self.tally.held):
+            now = time.monotonic()
+            ready = [name for name in self.tally.held if self._ask_at.get(name, 0.0) <= now]
+            for worker_id in ready:
                 self._step(worker_id)
-            if self.tally.leases == num_leases:
-                time.sleep(0.01)
+            time.sleep(0.0 if ready else 0.01)
 
     def _create(self) -> None:
         self._num_created += 1
-        worker_id = f"worker-{self._num_created}"
+        worker_id = f"{self._name}-{self._num_created}"
         self._coordination.register(worker_id)
         self._coordination.ready(worker_id)
         self.tally.held[worker_id] = []
 
     def _step(self, worker_id: str) -> None:
-        held = self.tally.held[worker_id]
-        if held:
-            self._push(worker_id, held)
-        reply = self._pass(self._coordination.lease(worker_id, _LEASE_VIDEOS))
-        if reply.done:
+        """Hand over the video in hand, and with it begin the next one, or ask for more."""
+        began = time.thread_time()
+        rows, failures = self._results(worker_id)
+        left = self.tally.held[worker_id] = self.tally.held[worker_id][1:]
+        starting, wanted = (left[0].key,) if left else (), None if left else _LEASE_VIDEOS
+        message = Message(rows, failures, WorkerSeconds(0.1, 0.9), starting, wanted, room=1)
+        sent = self._pack(message)
+        self.tally.own_seconds += time.thread_time() - began
+        answered = self._pack(self._coordination.exchange(worker_id, self._unpack(sent)))
+        began = time.thread_time()
+        reply = self._unpack(answered)
+        self.tally.own_seconds += time.thread_time() - began
+        assert reply.go_on
+        self.tally.messages += 1
+        if reply.work is not None:
+            self._take(worker_id, reply.work)
+            self._ask_at[worker_id] = time.monotonic() + (0 if reply.work.lease else reply.work.wait_seconds)
+
+    def _take(self, worker_id: str, work: LeaseReply) -> None:
+        if work.done:
             self._coordination.leave(worker_id)
             del self.tally.held[worker_id]
-        elif reply.lease is not None:
-            self._begin(worker_id, reply.lease.items)
+        elif work.lease is not None:
+            self._begin(worker_id, work.lease)
 
-    def _begin(self, worker_id: str, items: tuple[LeasedVideo, ...]) -> None:
+    def _begin(self, worker_id: str, lease: Lease) -> None:
         self.tally.first_lease_at = self.tally.first_lease_at or time.monotonic()
         self.tally.leases += 1
-        for item in items:
-            assert self._coordination.started(worker_id, item.key)
-        self.tally.held[worker_id] = list(items)
+        self.tally.held[worker_id] = list(lease.items)
         if self._random.random() < self._case.crash_share:
             self._coordination.lost(worker_id, "killed")
             self.tally.crashes += 1
             del self.tally.held[worker_id]
             self._create()
 
-    def _push(self, worker_id: str, items: list[LeasedVideo]) -> None:
-        rows, failures = [], []
-        for item in items:
+    def _results(self, worker_id: str) -> tuple[tuple[VideoRow, ...], tuple[Failure, ...]]:
+        for item in self.tally.held[worker_id][:1]:
             luck = self._random.random()
             if luck >= 0.02:
-                rows.append(self._row(item))
-                continue
+                return (self._row(item),), ()
             reason = Reason.CORRUPT if luck < 0.01 else Reason.READ_ERROR
             self.tally.transient += reason is Reason.READ_ERROR
-            failures.append(self._failure(item, reason, worker_id))
-        self.tally.held[worker_id] = []
-        rows, failures = self._pass((rows, failures))
-        assert self._coordination.push(worker_id, rows, failures, WorkerSeconds(0.1, 0.9))
+            return (), (self._failure(item, reason, worker_id),)
+        return (), ()
 
     def _row(self, item: LeasedVideo) -> VideoRow:
         row = object.__new__(VideoRow)  # as unpickling makes it: half the cost of a run would be made up else
@@ -170,11 +188,6 @@ class Workers:
 
     def _failure(self, item: LeasedVideo, reason: Reason, worker_id: str) -> Failure:
         return self._run.failure(item, VideoError(Stage.READING, reason, "made up"), worker_id)
-
-
-def _through_pickle(value: T) -> T:
-    copy: T = pickle.loads(pickle.dumps(value, protocol=5))
-    return copy
 
 
 def measure(case: Case, overrides: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -195,9 +208,10 @@ def _measured(run: Run, coordination: Coordination, case: Case) -> dict[str, Any
     ended = threading.Event()
     began, cpu_began = time.monotonic(), time.process_time()
     threads = [
-        threading.Thread(target=lambda: coordination.list_corpus(corpus(case.num_videos))),
-        threading.Thread(target=lambda: _every(0.5, coordination.tick, ended)),
-        threading.Thread(target=lambda: _every(5.0, coordination.heartbeat, ended)),
+        threading.Thread(target=lambda: coordination.list_corpus(corpus(case.num_videos)), daemon=True),
+        threading.Thread(target=lambda: _every(0.5, coordination.tick, ended), daemon=True),
+        threading.Thread(target=lambda: _every(0.5, coordination.watch, ended), daemon=True),
+        threading.Thread(target=lambda: _every(5.0, coordination.heartbeat, ended), daemon=True),
     ]
     for thread in threads:
         thread.start()
@@ -222,8 +236,11 @@ def _measured(run: Run, coordination: Coordination, case: Case) -> dict[str, Any
         "seconds": worked,
         "videos_per_second": case.num_videos / worked,
         "leases_per_second": tally.leases / worked,
+        "messages_per_second": tally.messages / worked,
         "cpu_share": cpu / worked,
         "videos_per_cpu_second": case.num_videos / cpu,
+        "workers_cpu_share": tally.own_seconds / worked,
+        "videos_per_coordinator_cpu_second": case.num_videos / (cpu - tally.own_seconds),
         "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "first_lease_seconds": (tally.first_lease_at or began) - began,
         "finish_seconds": finish_seconds,
@@ -240,7 +257,7 @@ def _every(seconds: float, call: Callable[[], None], ended: threading.Event) -> 
         call()
 
 
-def _machine() -> dict[str, Any]:
+def machine() -> dict[str, Any]:
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {
@@ -261,21 +278,22 @@ def main() -> None:
     parser.add_argument("--pickled", action="store_true", help="all traffic through pickle, as with Ray")
     parser.add_argument("--listed-first", action="store_true", help="no lease before all are listed")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of the job")
-    parser.add_argument("--no-save", action="store_true", help="only print")
+    parser.add_argument("-o", "--output", type=Path, help="JSON file with one entry for each case")
     arguments = parser.parse_args()
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     case = Case(arguments.videos, arguments.workers, arguments.pickled, arguments.listed_first)
     figures = measure(case, tuple(arguments.set))
-    figures["machine"] = _machine()
+    figures["machine"] = machine()
     for name, value in figures.items():
         print(f"{name:24} {value:.4g}" if isinstance(value, float) else f"{name:24} {value}")
-    if not arguments.no_save:
-        _save(case.name, figures)
+    if arguments.output:
+        save(arguments.output, case.name, figures)
 
 
-def _save(name: str, figures: dict[str, Any]) -> None:
-    cases = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
-    RESULT.write_text(json.dumps({**cases, name: figures}, indent=2) + "\n", encoding="utf-8")
+def save(path: Path, name: str, figures: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cases = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    path.write_text(json.dumps({**cases, name: figures}, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -34,8 +34,8 @@ from flashvid.frames import VisionSettings
 from pipeline.config import JobConfig, load_config
 from pipeline.decoding import DecodePool
 from pipeline.indexer import load_indexer
-from pipeline.ledger import Key, Lease, LeasedVideo
-from pipeline.protocol import LeaseReply, Run, WorkerSeconds
+from pipeline.ledger import Lease, LeasedVideo
+from pipeline.protocol import LeaseReply, Message, Reply, Run
 from pipeline.records import Failure, VideoRef, VideoRow
 from pipeline.worker import Worker
 
@@ -106,20 +106,14 @@ class LastVideo:
 
     def ready(self, worker_id: str) -> None: ...
 
-    def lease(self, worker_id: str, max_videos: int) -> LeaseReply:
+    def exchange(self, worker_id: str, message: Message) -> Reply:
+        self.rows += message.rows
+        self.failures += message.failures
+        if message.wanted is None:
+            return Reply(True)
         self.leases += 1
-        item = LeasedVideo(self.ref, 1)
-        return LeaseReply(Lease("1", worker_id, (item,)) if self.leases == 1 else None, done=self.leases > 1)
-
-    def started(self, worker_id: str, key: Key) -> bool:
-        return True
-
-    def push(
-        self, worker_id: str, rows: Sequence[VideoRow], failures: Sequence[Failure], seconds: WorkerSeconds
-    ) -> bool:
-        self.rows += rows
-        self.failures += failures
-        return True
+        lease = Lease("1", worker_id, (LeasedVideo(self.ref, 1),)) if self.leases == 1 else None
+        return Reply(True, (), LeaseReply(lease, done=lease is None))
 
     def leave(self, worker_id: str) -> None: ...
 

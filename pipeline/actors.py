@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 
@@ -52,6 +53,7 @@ class Coordinator(Coordination):
             ) from error
         self._in_background(lambda: self.list_corpus(self._listing()))
         self._in_background(lambda: self._every(TICK_SECONDS, self.tick))
+        self._in_background(lambda: self._every(TICK_SECONDS, self.watch))
 
     def finish(self, interrupted: bool = False, error: str | None = None) -> RunReport:
         """As Coordination.finish."""
@@ -114,6 +116,11 @@ class GpuWorker:
 
 
 def _enter(folder: str) -> None:
-    """Work where the driver works, so that relative addresses mean the same; hosts may lack the folder."""
+    """Work where the driver works, so that relative addresses mean the same; hosts may lack the folder.
+
+    Last in line for imports too: an engine of the user's own may lie there, but nothing of ours is shadowed.
+    """
     if os.path.isdir(folder):
         os.chdir(folder)
+    if folder not in sys.path:
+        sys.path.append(folder)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import heapq
+import zlib
 from dataclasses import dataclass
 from enum import IntEnum
 
 from pipeline.history import History, Key
 from pipeline.records import VideoRef
 
-__all__ = ["Backlog", "Entry", "Lease", "LeasedVideo", "State", "Struck"]
+__all__ = ["Backlog", "Counts", "Entry", "Lease", "LeasedVideo", "State", "Struck"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,34 @@ class Struck:
     is_final: bool
 
 
+@dataclass(frozen=True)
+class Counts:
+    """Where all listed videos are at one instant. ``pending`` and ``suspect`` wait; ``leased`` are held.
+
+    ``waiting`` is a part of ``pending``: retries that are not due yet.
+    """
+
+    listed: int = 0
+    indexed: int = 0
+    failed: int = 0
+    skipped_indexed: int = 0
+    skipped_failed: int = 0
+    pending: int = 0
+    leased: int = 0
+    suspect: int = 0
+    waiting: int = 0
+
+    @property
+    def accounted(self) -> int:
+        """Videos with a final state: indexed, failed or skipped."""
+        return self.indexed + self.failed + self.skipped_indexed + self.skipped_failed
+
+    @property
+    def closes(self) -> bool:
+        """Whether every listed video has a final state: listed == indexed + failed + skipped."""
+        return self.listed == self.accounted
+
+
 class State(IntEnum):
     """Where a listed video is. ``WAITING``: a retry that is not due; ``SUSPECT``: waits to run alone."""
 
@@ -57,13 +86,14 @@ class State(IntEnum):
 class Entry:
     """One video that is not done. ``attempts`` are those recorded so far, in all runs.
 
-    ``alone``: only in a worker that holds nothing else.
+    ``alone``: only in a worker that holds nothing else. ``known_at``: when its worker last named it.
     """
 
     __slots__ = (
         "alone",
         "attempts",
         "failures",
+        "known_at",
         "leased_at",
         "ref",
         "started",
@@ -81,7 +111,7 @@ class Entry:
         self.state = State.SUSPECT if self.alone else State.PENDING
         self.started = False
         self.worker_id: str | None = None
-        self.leased_at = 0.0
+        self.leased_at = self.known_at = 0.0
 
     @property
     def key(self) -> Key:
@@ -125,6 +155,17 @@ class Backlog:
             entry = heapq.heappop(self._pending)[-1]
             if entry.state is State.PENDING:
                 taken.append(entry)
+        return taken
+
+    def take_any(self, turn: int) -> list[Entry]:
+        """Remove one entry that any worker may have, whatever its rank; another ``turn``, another entry."""
+        taken: list[Entry] = []
+        while self._pending and not taken:
+            place = zlib.crc32(f"{turn} {len(self._pending)}".encode()) % len(self._pending)
+            self._pending[place], self._pending[-1] = self._pending[-1], self._pending[place]
+            entry = self._pending.pop()[-1]
+            taken = [entry] if entry.state is State.PENDING else []
+        heapq.heapify(self._pending)
         return taken
 
     def take_suspect(self) -> list[Entry]:

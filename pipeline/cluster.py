@@ -23,19 +23,20 @@ from pipeline.actors import TICK_SECONDS, Coordinator, GpuWorker
 from pipeline.config import JobConfig
 from pipeline.fleet import Fleet
 from pipeline.interrupts import sigterm_interrupts
-from pipeline.ledger import Key
-from pipeline.protocol import LeaseReply, Run, WorkerSeconds
-from pipeline.records import Failure, PipelineError, UserError, VideoRow
+from pipeline.protocol import Message, Reply, Run
+from pipeline.records import PipelineError, UserError
 from pipeline.report import Progress, RunReport
 from pipeline.store import OutputStore
 
-__all__ = ["run_job"]
+__all__ = ["RemoteCoordinator", "run_job"]
 
 _LEAVE_SECONDS = 2.0  # for workers that have nothing left to do
+_OPEN_SECONDS = 10.0
 _CALLS_AT_ONCE = 32
+_MOST_SECONDS = 1e9  # that Ray can wait
 
 
-class _RemoteCoordinator:
+class RemoteCoordinator:
     """The coordinator as its workers see it: every call waits for its answer."""
 
     def __init__(self, actor: Any) -> None:
@@ -47,17 +48,9 @@ class _RemoteCoordinator:
     def ready(self, worker_id: str) -> None:
         ray.get(self._actor.ready.remote(worker_id))
 
-    def lease(self, worker_id: str, max_videos: int) -> LeaseReply:
-        reply: LeaseReply = ray.get(self._actor.lease.remote(worker_id, max_videos))
+    def exchange(self, worker_id: str, message: Message) -> Reply:
+        reply: Reply = ray.get(self._actor.exchange.remote(worker_id, message))
         return reply
-
-    def started(self, worker_id: str, key: Key) -> bool:
-        return bool(ray.get(self._actor.started.remote(worker_id, key)))
-
-    def push(
-        self, worker_id: str, rows: Sequence[VideoRow], failures: Sequence[Failure], seconds: WorkerSeconds
-    ) -> bool:
-        return bool(ray.get(self._actor.push.remote(worker_id, rows, failures, seconds)))
 
     def leave(self, worker_id: str) -> None:
         ray.get(self._actor.leave.remote(worker_id))
@@ -72,17 +65,19 @@ class _Driver:
         self._actors: dict[str, Any] = {}
         self._pending: dict[Any, tuple[str, str]] = {}  # reference -> worker id, what it waits for
         self.user_error: UserError | None = None
+        self._failed_call = ""
 
     def drive(self, on_progress: Callable[[Progress], None]) -> str | None:
         """Until every video is settled; why not, where the run cannot go on."""
         while True:
             progress: Progress = _answer(self._coordinator.status.remote())
             on_progress(progress)
+            self._forgive_user_error(progress)
             if progress.error or progress.is_done or self.user_error:
                 return progress.error or (str(self.user_error) if self.user_error else None)
             verdict = self._fleet.verdict(progress, time.monotonic())
             if verdict is not None:
-                return f"{verdict}. {self._offer()}"
+                return verdict if self._fleet.has_loaded else f"{verdict}. {self._offer()}"
             for worker_id in self._fleet.alive.intersection(progress.lost_workers):
                 self._bury(worker_id, "it fell silent", progress)
             for _ in range(self._fleet.num_missing(progress)):
@@ -93,14 +88,14 @@ class _Driver:
         """Wait for workers to leave, then end those that have not."""
         works = [ref for ref, (_, call) in self._pending.items() if call == "work"]
         with suppress(RayError):
-            ray.wait(works, num_returns=len(works), timeout=seconds) if works else None
+            ray.wait(works, num_returns=len(works), timeout=min(seconds, _MOST_SECONDS)) if works else None
         for actor in self._actors.values():
             ray.kill(actor)
 
     def _start(self) -> None:
         worker_id, workers = self._fleet.create(), self._config.workers
         options = {"num_cpus": workers.num_cpus, "num_gpus": workers.num_gpus, "max_restarts": 0}
-        arguments = (worker_id, self._config, self._run, _RemoteCoordinator(self._coordinator), os.getcwd())
+        arguments = (worker_id, self._config, self._run, RemoteCoordinator(self._coordinator), os.getcwd())
         _answer(self._coordinator.register.remote(worker_id))
         actor = ray.remote(GpuWorker).options(**options).remote(*arguments)
         self._actors[worker_id] = actor
@@ -119,8 +114,8 @@ class _Driver:
             try:
                 ray.get(reference)
             except RayError as error:
-                self._note_user_error(error)
-                self._bury(worker_id, _summary(error), progress)
+                is_unfit = self._note_user_error(error, call)
+                self._bury(worker_id, _summary(error), progress, is_unfit)
             else:
                 self._note_success(worker_id, call)
 
@@ -131,19 +126,27 @@ class _Driver:
             self._fleet.left(worker_id)
             ray.kill(self._actors.pop(worker_id))
 
-    def _note_user_error(self, error: RayError) -> None:
+    def _note_user_error(self, error: RayError, call: str) -> bool:
+        """Whether it was one; it ends the run unless others can do what this one could not."""
         cause = getattr(error, "cause", None)
         if isinstance(cause, UserError):
-            self.user_error = cause
+            self.user_error, self._failed_call = cause, call
+        return isinstance(cause, UserError)
 
-    def _bury(self, worker_id: str, why: str, progress: Progress) -> None:
+    def _forgive_user_error(self, progress: Progress) -> None:
+        """What others could do is not the job's mistake, but one machine's: a broken disk, a missing file."""
+        can_load = self._fleet.has_loaded or progress.workers.get("ready", 0) > 0
+        if can_load if self._failed_call == "load" else progress.num_settled > 0:
+            self.user_error = None
+
+    def _bury(self, worker_id: str, why: str, progress: Progress, is_unfit: bool = False) -> None:
         """Forget a worker that died or must; its process too may still be there."""
         actor = self._actors.pop(worker_id, None)
         if actor is None:
             return
         ray.kill(actor)
         self._pending = {ref: whose for ref, whose in self._pending.items() if whose[0] != worker_id}
-        self._fleet.died(worker_id, why, progress.counts.indexed + progress.counts.failed)
+        self._fleet.died(worker_id, why, progress.num_settled, is_unfit=is_unfit)
         _answer(self._coordinator.lost.remote(worker_id, f"worker died: {why}"))
 
     def _offer(self) -> str:
@@ -213,10 +216,9 @@ def _ended(status: Any, finishing: Any) -> tuple[Progress, RunReport]:
 def _stop(coordinator: Any, opening: Any, seconds: float) -> None:
     """No more work is given out. A coordinator that is just taking the output gives it back properly."""
     _answer(coordinator.stop.remote())
-    ended, _ = ray.wait([opening], timeout=seconds)
-    if not ended:
-        raise KeyboardInterrupt
-    _answer(opening)  # an output that could not be taken is no interruption
+    ended, _ = ray.wait([opening], timeout=min(seconds, _OPEN_SECONDS))
+    if ended:  # else it reads back what is done, which can take minutes and need not end
+        _answer(opening)  # an output that could not be taken is no interruption
 
 
 def _answer(reference: Any) -> Any:
@@ -228,16 +230,22 @@ def _answer(reference: Any) -> Any:
             raise error.cause from None
         raise
     except RayActorError as error:
+        if error.actor_init_failed:
+            raise PipelineError(f"the coordinator could not start: {_summary(error)}") from None
         raise PipelineError(
             f"the coordinator died ({_summary(error)}). What was committed is safe: start again to resume"
         ) from None
 
 
 def _summary(error: RayError) -> str:
-    """One line for people: the cause where Ray kept it, else the first line of Ray's account."""
+    """One line for people: the cause where Ray kept it, else the first line of Ray's account.
+
+    Of an actor that could not be made Ray keeps only the traceback, as text; its last line is the cause.
+    """
     cause = getattr(error, "cause", None)
     text = f"{type(cause).__name__}: {cause}" if cause is not None else str(error)
-    return next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)[:300]
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
+    return lines[-1 if getattr(error, "actor_init_failed", False) else 0][:300]
 
 
 def _new_run_id() -> str:

@@ -20,6 +20,7 @@ os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
+from ray._private import services
 from ray.exceptions import RayError
 
 from pipeline.config import JobConfig
@@ -28,6 +29,7 @@ from pipeline.errors import PipelineError, UserError
 __all__ = ["ray_session"]
 
 _STARTS = 3
+_ROOT = Path(__file__).resolve().parent.parent
 
 
 @contextmanager
@@ -43,13 +45,44 @@ def ray_session(config: JobConfig) -> Iterator[None]:
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     address = config.ray.address or os.environ.get("RAY_ADDRESS")
     try:
-        if address:
-            _join(address, quiet)
-        else:
-            _start_local(config, quiet)
+        with _own_code_first():
+            if address:
+                _join(address, quiet)
+            else:
+                _start_local(config, quiet)
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _own_code_first() -> Iterator[None]:
+    """Ray puts the working folder first where workers import from; it may have a ``pipeline`` too."""
+    folder = os.getcwd()
+    os.chdir(_ROOT)
+    try:
+        yield
+    finally:
+        os.chdir(folder)
+
+
+@contextmanager
+def _in_own_sessions() -> Iterator[None]:
+    """Ray's processes start apart from the driver's group.
+
+    A signal to the whole group, as `timeout` sends it, would end them before the driver has drained.
+    """
+    popen = services.ConsolePopen
+
+    class InOwnSession(popen):  # type: ignore[misc, valid-type]
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **{**options, "start_new_session": True})
+
+    services.ConsolePopen = InOwnSession
+    try:
+        yield
+    finally:
+        services.ConsolePopen = popen
 
 
 def _join(address: str, quiet: dict[str, Any]) -> None:
@@ -67,7 +100,7 @@ def _start_local(config: JobConfig, quiet: dict[str, Any]) -> None:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     # Ray would start its workers at niceness 15, and on a machine that does anything else they would starve.
     os.environ.setdefault("RAY_worker_niceness", "0")
-    root = str(Path(__file__).resolve().parent.parent)
+    root = str(_ROOT)
     paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path != root]
     os.environ["PYTHONPATH"] = os.pathsep.join([root, *paths])
     _init_local(
@@ -87,7 +120,8 @@ def _init_local(**options: Any) -> None:
     """Ray gives itself 30 s to start, which a busy machine can exceed: try again."""
     for attempt in range(1, _STARTS + 1):
         try:
-            ray.init(address="local", include_dashboard=False, **options)
+            with _in_own_sessions():
+                ray.init(address="local", include_dashboard=False, **options)
             return
         except Exception as error:  # Ray raises the bare class here
             ray.shutdown()

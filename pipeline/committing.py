@@ -95,6 +95,8 @@ class Results:
         self._committer = Committer(store, config)
         self._metrics, self._table = metrics, config.table
         self._totals = Totals()
+        self._unshown: list[VideoRow] = []  # counting many at a time costs much less
+        self._unshown_wait = self._unshown_busy = 0.0
 
     @property
     def is_behind(self) -> bool:
@@ -112,7 +114,7 @@ class Results:
         if not rows:
             return
         self._committer.add_rows(rows)
-        self._metrics.rows(rows)
+        self._unshown.extend(rows)
         for row in rows:
             self._totals.add_row(row)
 
@@ -128,8 +130,16 @@ class Results:
         """Take how a worker has spent its time."""
         self._totals.gpu_wait_seconds += seconds.gpu_wait
         self._totals.gpu_busy_seconds += seconds.gpu_busy
-        self._metrics.gpu_wait_seconds.inc(seconds.gpu_wait)
-        self._metrics.gpu_busy_seconds.inc(seconds.gpu_busy)
+        self._unshown_wait += seconds.gpu_wait
+        self._unshown_busy += seconds.gpu_busy
+
+    def show(self) -> None:
+        """Bring the metrics up to date. Call about twice a second."""
+        rows, wait, busy = self._unshown, self._unshown_wait, self._unshown_busy
+        self._unshown, self._unshown_wait, self._unshown_busy = [], 0.0, 0.0
+        self._metrics.rows(rows)
+        self._metrics.gpu_wait_seconds.inc(wait)
+        self._metrics.gpu_busy_seconds.inc(busy)
 
     def commit(self, everything: bool = False) -> None:
         """Write what is due, or all there is. Raises what the store raises, once."""

@@ -1,4 +1,4 @@
-"""The coordinator's logic without Ray: the ledger, the output and the metrics of one run behind one lock.
+"""The coordinator's logic without Ray: the corpus, the output, the end of a run. What workers say: desk.py.
 
 The only writer of the output. All methods are quick but ``open``, ``list_corpus``, ``heartbeat``, ``tick``
 and ``finish``; parts are written outside the state's lock, so that leases and metrics go on meanwhile.
@@ -6,20 +6,20 @@ and ``finish``; parts are written outside the state's lock, so that leases and m
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 from pipeline.committing import KeptLock, Results
-from pipeline.fleet import Roster
+from pipeline.desk import Desk
 from pipeline.history import Earlier
-from pipeline.ledger import Key, Ledger
-from pipeline.protocol import LeaseReply, Run, WorkerSeconds
-from pipeline.records import Failure, Reason, Stage, UserError, VideoError, VideoRef, VideoRow
+from pipeline.protocol import Run
+from pipeline.records import UserError, VideoRef
 from pipeline.report import Progress, RunReport
+from pipeline.storage import StorageWarning
 
 if TYPE_CHECKING:
     from pipeline.config import JobConfig
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["Coordination"]
 
 
-class Coordination:
+class Coordination(Desk):
     """One run: who works on what, what is committed, how it ends. Thread-safe.
 
     Errors that end the run are kept in ``status().error``; workers are then told that there is no more work.
@@ -39,38 +39,30 @@ class Coordination:
     def __init__(
         self, config: JobConfig, run: Run, store: OutputStore, output_lock: OutputLock, metrics: Metrics
     ) -> None:
-        self._config, self._run = config, run
+        self._config = config
         self._store, self._lock, self._metrics = store, KeptLock(output_lock), metrics
-        self._results = Results(store, config.output, metrics)
-        limits = config.limits
-        self._ledger = Ledger(
-            limits.attempts,
-            limits.strikes,
-            retry_seconds=limits.retry_seconds,
-            retry_max_seconds=limits.retry_max_seconds,
-        )
-        self._roster = Roster()
-        self._state = threading.RLock()
-        self._room = threading.Condition(self._state)  # for a listing that waits
+        super().__init__(run, config.limits, Results(store, config.output, metrics))
         self._earlier: Earlier | None = None
-        self._listing_done = self._stopping = self._finished = False
-        self._error: Exception | None = None
         self._began = datetime.now(timezone.utc)
         self._opened = self._ticked = time.monotonic()
         self.metrics_url: str | None = None
+        self._warnings: tuple[str, ...] = ()
 
     def open(self) -> None:
         """Take the output, check what it is bound to, and read back what earlier runs settled.
 
         Raises UserError where another run holds the output or the table is bound to other settings.
         """
-        self._lock.acquire(self._run.run_id, self._run.driver_pid)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", StorageWarning)
+            self._lock.acquire(self._run.run_id, self._run.driver_pid)
+        self._warnings = tuple(str(one.message) for one in caught)
         try:
             fingerprint = self._run.fingerprint
             self._store.clean()
             self._store.bind(fingerprint, self._config.identity(self._run.model_revision))
             indexed = self._store.committed(fingerprint)
-            failed, again = self._store.failures_of(fingerprint, indexed), self._config.limits.retry_failed
+            failed, again = self._store.failures_of(fingerprint, indexed), self._limits.retry_failed
             self._earlier = Earlier(indexed, failed, heal=self._run.heal, retry_failed=again)
             names = {"run_id": self._run.run_id, "fingerprint": fingerprint}
             names["model"] = self._config.model.name
@@ -95,14 +87,10 @@ class Coordination:
     def _may_list(self) -> bool:
         """Wait until there is room for one more; False where the run ends instead."""
         with self._room:
-            limit = self._config.limits.queue_videos
+            limit = self._limits.queue_videos
             while not self._is_ending and (self._ledger.num_open >= limit or self._results.is_behind):
                 self._room.wait(0.1)  # nobody tells when the writing has caught up
             return not self._is_ending
-
-    @property
-    def _is_ending(self) -> bool:
-        return self._stopping or self._error is not None
 
     def _list(self, ref: VideoRef) -> None:
         earlier = self._earlier
@@ -122,102 +110,6 @@ class Coordination:
                 failure = self._run.rejection(ref, history.attempts + 1, rejected)
                 self._results.add_failure(failure, is_final=True)
 
-    def register(self, worker_id: str) -> None:
-        """A worker has been asked for, or its process has started to load the model."""
-        with self._state:
-            self._roster.register(worker_id)
-
-    def ready(self, worker_id: str) -> None:
-        """A worker has loaded the model."""
-        with self._state:
-            if self._roster.ready(worker_id, time.monotonic()):
-                self._ledger.seen(worker_id, time.monotonic())
-
-    def lease(self, worker_id: str, max_videos: int) -> LeaseReply:
-        """Up to ``max_videos`` videos, or when to ask again, or that the worker can leave."""
-        with self._state:
-            now = time.monotonic()
-            if self._is_ending or not self._roster.is_ready(worker_id):
-                return LeaseReply(None, done=True)
-            self._ledger.seen(worker_id, now)
-            if self._results.is_behind:
-                return LeaseReply(None)
-            lease = self._ledger.lease(worker_id, max_videos, now)
-            if lease is None:
-                return LeaseReply(None, done=self._can_leave(worker_id, now))
-            self._roster.busy(worker_id)
-            return LeaseReply(lease)
-
-    def _can_leave(self, worker_id: str, now: float) -> bool:
-        """Whether an idle worker may go although others still work: a straggler must not hold the fleet.
-
-        As many stay as videos wait, be it for their time or for a worker of their own.
-        """
-        if not self._listing_done:
-            self._roster.busy(worker_id)
-            return False
-        counts = self._ledger.counts
-        is_spare = self._ledger.num_idle_workers > counts.pending + counts.suspect
-        return counts.closes or (self._roster.idle_too_long(worker_id, now) and is_spare)
-
-    def started(self, worker_id: str, key: Key) -> bool:
-        """A worker is about to touch a video; False where it must leave it alone.
-
-        That is where it no longer holds it, or the run ends.
-        """
-        with self._state:
-            if self._is_ending or not self._roster.is_ready(worker_id):
-                return False
-            self._ledger.seen(worker_id, time.monotonic())
-            return self._ledger.start(worker_id, key)
-
-    def push(
-        self, worker_id: str, rows: Sequence[VideoRow], failures: Sequence[Failure], seconds: WorkerSeconds
-    ) -> bool:
-        """Take results; also the heartbeat. A second row of one video is dropped. False: stop and leave."""
-        with self._state:
-            if self._finished:  # it would be counted and never committed
-                return False
-            if self._roster.is_ready(worker_id):
-                self._ledger.seen(worker_id, time.monotonic())
-            self._results.add_rows([row for row in rows if self._ledger.complete(worker_id, row.key)])
-            for failure in failures:
-                self._take_failure(worker_id, failure)
-            self._results.add_seconds(seconds)
-            self._end_if_stuck(worker_id, seconds)
-            self._room.notify_all()
-            return self._roster.is_ready(worker_id) and not self._is_ending
-
-    def _take_failure(self, worker_id: str, failure: Failure) -> None:
-        if self._ledger.holds(worker_id, failure.key):
-            is_final = self._ledger.fail(worker_id, failure.key, failure.reason, time.monotonic())
-            self._results.add_failure(failure, is_final)
-
-    def _end_if_stuck(self, worker_id: str, seconds: WorkerSeconds) -> None:
-        limit = self._config.limits.generation_seconds
-        if seconds.busy_now > limit:
-            text = f"the model was at it for more than limits.generation_seconds={limit:g}"
-            error = VideoError(Stage.GENERATION, Reason.GENERATION_TIMEOUT, text)
-            self._give_up(worker_id, error, seconds.busy_with)
-
-    def leave(self, worker_id: str) -> None:
-        """A worker ends of its own accord; what it still holds goes back to the queue."""
-        with self._state:
-            self._roster.end(worker_id, "left")
-            self._ledger.release(worker_id)
-
-    def lost(self, worker_id: str, message: str) -> None:
-        """A worker died or fell silent: what it had started is suspect, the rest goes back. Counts once."""
-        self._give_up(worker_id, VideoError(Stage.WORKER, Reason.CRASHED_WORKER, message))
-
-    def _give_up(self, worker_id: str, error: VideoError, culprit: Key | None = None) -> None:
-        with self._state:
-            if self._finished or not self._roster.end(worker_id, "lost"):
-                return
-            for struck in self._ledger.crash(worker_id, culprit):
-                self._results.add_failure(self._run.failure(struck.item, error, worker_id), struck.is_final)
-            self._room.notify_all()
-
     def stop(self) -> None:
         """Give out no more work; workers finish the video they are at and leave."""
         with self._state:
@@ -230,21 +122,25 @@ class Coordination:
             self._lock.heartbeat()
 
     def tick(self) -> None:
-        """Commit what is due, and give up on silent workers. Call about twice a second.
+        """Commit what is due. Call about twice a second; apart from ``watch``: a store can be slow."""
+        with self._kept_error():
+            self._results.commit()
+
+    def watch(self) -> None:
+        """Give up on silent workers, and bring the metrics up to date. Call about twice a second.
 
         Where that has not happened for long, it may be this process that was out, so nobody is given up yet.
         """
-        with self._kept_error():
-            self._results.commit()
         now = time.monotonic()
         with self._state:
-            limit = self._config.limits.worker_silence_seconds
+            limit = self._limits.worker_silence_seconds
             if now - self._ticked > max(limit / 2, 5.0):
                 self._ledger.forgive_silence(now)
             self._ticked = now
             for worker_id in self._ledger.silent_workers(now, limit):
                 self.lost(worker_id, f"no sign of life for {limit:g} s")
             counts, age = self._ledger.counts, self._ledger.oldest_lease_age(now)
+            self._results.show()
             self._metrics.observe(counts, self._roster.counts, age, self._listing_done)
 
     def status(self) -> Progress:
@@ -262,6 +158,8 @@ class Coordination:
                 workers=self._roster.counts,
                 metrics_url=self.metrics_url,
                 lost_workers=self._roster.lost,
+                worker_losses=self._roster.losses,
+                warnings=self._warnings,
                 error=str(self._error) or repr(self._error) if self._error else None,
                 is_user_error=isinstance(self._error, UserError),
             )
@@ -274,6 +172,7 @@ class Coordination:
         with self._state:
             self._stopping = self._finished = True
             self._ledger.release_all()
+            self._results.show()
             self._room.notify_all()
         with self._kept_error():
             self._results.commit(everything=True)

@@ -12,6 +12,7 @@ __all__ = ["Fleet", "Roster"]
 _MIN_START_FAILURES = 3
 _MAX_CRASHES = 30  # in a row, none of them followed by a finished video; more than ten poison files in a row
 _CRASHES_PER_WORKER = 3  # where there are many: all of them may go with their machines, or have one such file
+_MAX_LOSSES = 20  # messages of different wording
 _IDLE_SECONDS = 30.0  # then a worker leaves, even while others still work
 
 
@@ -24,6 +25,7 @@ class Roster:
     def __init__(self) -> None:
         self._states: dict[str, str] = {}
         self._idle_since: dict[str, float] = {}
+        self._losses: dict[str, int] = {}
         self.first_ready: float | None = None
 
     def register(self, worker_id: str) -> None:
@@ -42,6 +44,10 @@ class Roster:
         """Whether it may have work."""
         return self._states.get(worker_id) == "ready"
 
+    def is_lost(self, worker_id: str) -> bool:
+        """Whether it has gone, but not of its own accord."""
+        return self._states.get(worker_id) == "lost"
+
     def end(self, worker_id: str, how: Literal["left", "lost"]) -> bool:
         """It has gone; False where that was known."""
         if self._states.get(worker_id) in ("left", "lost"):
@@ -57,6 +63,16 @@ class Roster:
     def idle_too_long(self, worker_id: str, now: float) -> bool:
         """It has asked and got nothing; whether it has been so for long."""
         return now - self._idle_since.setdefault(worker_id, now) > _IDLE_SECONDS
+
+    def note(self, loss: str) -> None:
+        """Why a worker was lost, to be told at the end."""
+        if loss in self._losses or len(self._losses) < _MAX_LOSSES:
+            self._losses[loss] = self._losses.get(loss, 0) + 1
+
+    @property
+    def losses(self) -> dict[str, int]:
+        """How often workers were lost, by the message; only the first messages are kept."""
+        return dict(self._losses)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -85,6 +101,7 @@ class Fleet:
         self._start_failures = self._crashes = 0
         self._settled_at_crash = 0
         self._last_error = ""
+        self.has_loaded = False  # whether any worker ever has
         self._without_ready_since = now
 
     @property
@@ -104,15 +121,21 @@ class Fleet:
         self._starting.discard(worker_id)
         self._ready.add(worker_id)
         self._start_failures = 0
+        self.has_loaded = True
 
     def left(self, worker_id: str) -> None:
         """It ended of its own accord."""
         self._ready.discard(worker_id)
         self._wanted = max(0, self._wanted - 1)
 
-    def died(self, worker_id: str, error: str, num_settled: int) -> None:
-        """It ended otherwise; ``num_settled``: videos with a row or a final failure so far."""
+    def died(self, worker_id: str, error: str, num_settled: int, *, is_unfit: bool = False) -> None:
+        """It ended otherwise; ``num_settled``: videos with a row or a final failure so far.
+
+        ``is_unfit``: its machine would keep the next one from working too; not replaced while others live.
+        """
         self._last_error = error
+        if is_unfit and worker_id in self._ready:
+            self._wanted = max(0, self._wanted - 1)
         if worker_id in self._starting:
             self._start_failures += 1
         else:

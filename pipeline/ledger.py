@@ -7,47 +7,19 @@ listed = indexed + failed + skipped. All times are seconds of one monotonic cloc
 from __future__ import annotations
 
 import zlib
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pipeline.backlog import Backlog, Entry, Lease, LeasedVideo, State, Struck
+from pipeline.backlog import Backlog, Counts, Entry, Lease, LeasedVideo, State, Struck
 from pipeline.errors import Reason
 from pipeline.history import NEVER_TRIED, History, Key
 from pipeline.records import VideoRef
 
-__all__ = ["Counts", "History", "Key", "Lease", "LeasedVideo", "Ledger", "Struck"]
+__all__ = ["MANY_CRASHES", "Counts", "History", "Key", "Lease", "LeasedVideo", "Ledger", "Struck"]
 
-_JITTER = (
-    0.25  # a retry comes up to this share earlier, so that what failed together does not return together
-)
-
-
-@dataclass(frozen=True)
-class Counts:
-    """Where all listed videos are at one instant. ``pending`` and ``suspect`` wait; ``leased`` are held.
-
-    ``waiting`` is a part of ``pending``: retries that are not due yet.
-    """
-
-    listed: int = 0
-    indexed: int = 0
-    failed: int = 0
-    skipped_indexed: int = 0
-    skipped_failed: int = 0
-    pending: int = 0
-    leased: int = 0
-    suspect: int = 0
-    waiting: int = 0
-
-    @property
-    def accounted(self) -> int:
-        """Videos with a final state: indexed, failed or skipped."""
-        return self.indexed + self.failed + self.skipped_indexed + self.skipped_failed
-
-    @property
-    def closes(self) -> bool:
-        """Whether every listed video has a final state: listed == indexed + failed + skipped."""
-        return self.listed == self.accounted
+_JITTER = 0.25  # a retry comes up to this share earlier: what failed together does not return together
+MANY_CRASHES = 5  # in a row, without a row between them
 
 
 @dataclass(slots=True)
@@ -66,8 +38,9 @@ class Ledger:
 
     Order: first attempts before retries, large before small; last, and each alone in its worker, the
     suspects, most strikes first: videos with a strike, and those that ran out of memory, which is no strike,
-    but may go well with the memory of the others. Every operation is O(log n). A video that is done leaves
-    nothing but a count, so ids must be unique in the listing, and memory goes with what is not done.
+    but may go well with the memory of the others. After MANY_CRASHES, one at a time from anywhere in the
+    order: it may be its first thousand videos that kill workers. Every operation is O(log n), but that one.
+    A video that is done leaves only a count: ids must be unique, and memory goes with what is not done.
     """
 
     def __init__(
@@ -83,6 +56,7 @@ class Ledger:
         self._in_state = [0] * len(State)
         self._listed = 0
         self._num_leases = 0
+        self._crashes = 0
 
     def add(
         self,
@@ -122,14 +96,15 @@ class Ledger:
         worker = self._worker(worker_id, now)
         if any(entry.alone for entry in worker.held.values()):
             return None
-        taken = self._backlog.take(max_videos)
+        is_crisis = self._crashes >= MANY_CRASHES
+        taken = self._backlog.take_any(self._num_leases) if is_crisis else self._backlog.take(max_videos)
         if not taken and not worker.held:
             taken = self._backlog.take_suspect()
         if not taken:
             return None
         for entry in taken:
             self._move(entry, State.LEASED)
-            entry.worker_id, entry.leased_at = worker_id, now
+            entry.worker_id, entry.leased_at, entry.known_at = worker_id, now, now
             worker.held[entry.ref.video_id] = entry
         self._num_leases += 1
         return Lease(f"lease-{self._num_leases}", worker_id, tuple(entry.leased() for entry in taken))
@@ -150,6 +125,7 @@ class Ledger:
         entry = self._entry(key)
         if entry is None:
             return False
+        self._crashes = 0
         self._finish(entry, State.INDEXED)
         return True
 
@@ -195,7 +171,21 @@ class Ledger:
         for entry in held:
             if entry not in blamed:
                 self._give_back(entry)
+        self._crashes += bool(blamed)
         return [self._strike(entry) for entry in blamed]
+
+    def forget(self, worker_id: str, known: Iterable[Key], now: float, limit_seconds: float) -> list[Struck]:
+        """Take back what the worker holds but does not know of; returns the attempts that this ended.
+
+        ``known``: all that it says it has. A video counts as forgotten once it has not been named for longer
+        than the limit. That is a strike, started or not: one that is forgotten every time must have an end.
+        """
+        worker, names = self._worker(worker_id, now), set(known)
+        for entry in worker.held.values():
+            if entry.key in names:
+                entry.known_at = now
+        forgotten = [entry for entry in worker.held.values() if now - entry.known_at > limit_seconds]
+        return [self._strike(entry) for entry in forgotten]
 
     def holds(self, worker_id: str, key: Key) -> bool:
         """Whether the worker holds the video now."""
@@ -219,10 +209,19 @@ class Ledger:
         oldest = (next(iter(worker.held.values())) for worker in self._workers.values() if worker.held)
         return max((now - entry.leased_at for entry in oldest), default=0.0)
 
+    def num_idle_workers(self, besides: Container[str] = ()) -> int:
+        """Workers that hold nothing, not counting those named."""
+        return sum(not worker.held and name not in besides for name, worker in self._workers.items())
+
     @property
-    def num_idle_workers(self) -> int:
-        """Workers that hold nothing."""
-        return sum(not worker.held for worker in self._workers.values())
+    def num_workers(self) -> int:
+        """Workers seen and not gone."""
+        return len(self._workers)
+
+    @property
+    def num_pending(self) -> int:
+        """Videos that any worker may have now; retries that have just become due may be missing."""
+        return self._in_state[State.PENDING]
 
     @property
     def num_open(self) -> int:

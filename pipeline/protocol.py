@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from pipeline.ledger import Key, Lease, LeasedVideo
 from pipeline.records import Failure, Problem, Reason, Stage, VideoError, VideoRef, VideoRow
 
-__all__ = ["CoordinatorHandle", "LeaseReply", "Run", "WorkerSeconds"]
+__all__ = ["TELL_SECONDS", "CoordinatorHandle", "LeaseReply", "Message", "Reply", "Run", "WorkerSeconds"]
 
+TELL_SECONDS = 10.0  # as often a worker lists what it holds
 
 _MESSAGE_CHARS = 2000  # libraries put whole dumps into their errors; a row stays small
 
@@ -79,6 +79,32 @@ class WorkerSeconds:
     busy_with: Key | None = None
 
 
+@dataclass(frozen=True)
+class Message:
+    """All that a worker has to say at a time, in one call: results, what it begins, what it would take.
+
+    starting: videos it holds and is about to touch. wanted: how many more it would take, None for none; of
+    those it gets, it touches the first ``room`` at once. holds: all that it has in hand; None: not listed.
+    """
+
+    rows: tuple[VideoRow, ...] = ()
+    failures: tuple[Failure, ...] = ()
+    seconds: WorkerSeconds = field(default_factory=WorkerSeconds)
+    starting: tuple[Key, ...] = ()
+    wanted: int | None = None
+    room: int = 0
+    holds: tuple[Key, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Reply:
+    """go_on False: start nothing more and leave. refused: not to be started. work: what was asked for."""
+
+    go_on: bool
+    refused: tuple[Key, ...] = ()
+    work: LeaseReply | None = None
+
+
 class CoordinatorHandle(Protocol):
     """What a worker may ask of the coordinator. Calls block, and raise where the coordinator is gone."""
 
@@ -88,18 +114,11 @@ class CoordinatorHandle(Protocol):
     def ready(self, worker_id: str) -> None:
         """The model is loaded."""
 
-    def lease(self, worker_id: str, max_videos: int) -> LeaseReply:
-        """Up to ``max_videos`` videos, or when to ask again, or that the worker can leave."""
-        ...
+    def exchange(self, worker_id: str, message: Message) -> Reply:
+        """Hand results over, say what is begun, get work; also the heartbeat.
 
-    def started(self, worker_id: str, key: Key) -> bool:
-        """The worker is about to touch a video; False where it no longer holds it and must leave it alone."""
-        ...
-
-    def push(
-        self, worker_id: str, rows: Sequence[VideoRow], failures: Sequence[Failure], seconds: WorkerSeconds
-    ) -> bool:
-        """Hand results over; also the heartbeat. False: start nothing more and leave."""
+        What is begun counts once the answer is there: the worker touches nothing before.
+        """
         ...
 
     def leave(self, worker_id: str) -> None:

@@ -70,6 +70,7 @@ class Progress:
     """Where a run is. ``listing_done`` False: ``counts.listed`` still grows.
 
     ``error`` says why the run cannot go on; ``is_user_error`` whether the user can mend it.
+    ``worker_losses``: how many workers were lost, by why. ``warnings``: what the output cannot promise.
     """
 
     run_id: str
@@ -83,11 +84,18 @@ class Progress:
     lost_workers: tuple[str, ...] = ()
     error: str | None = None
     is_user_error: bool = False
+    worker_losses: Mapping[str, int] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
     @property
     def is_done(self) -> bool:
         """Whether every listed video has a final state."""
         return self.listing_done and self.counts.closes
+
+    @property
+    def num_settled(self) -> int:
+        """Videos with a row or a final failure of this run."""
+        return self.counts.indexed + self.counts.failed
 
     @property
     def num_waiting(self) -> int:
@@ -101,7 +109,7 @@ class RunReport:
 
     0 every input accounted for; 3 the sum does not close or the run could not finish; 130 interrupted.
     ``heal``: the reasons that were healed, empty for any; only videos that had failed for them are listed
-    then. None: an ordinary run.
+    then. None: an ordinary run. ``worker_losses``: how many workers died or did not start, by why.
     """
 
     run_id: str
@@ -117,6 +125,7 @@ class RunReport:
     exit_status: int
     error: str | None = None
     heal: tuple[str, ...] | None = None
+    worker_losses: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -145,6 +154,7 @@ class RunReport:
             exit_status=_exit_status(progress, interrupted, error),
             error=error,
             heal=run.heal,
+            worker_losses=progress.worker_losses,
         )
 
     @property

@@ -8,11 +8,12 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING, Protocol
 
 from pipeline.errors import DecoderStartError
 from pipeline.ledger import Key, LeasedVideo
-from pipeline.protocol import CoordinatorHandle, Run, WorkerSeconds
+from pipeline.protocol import TELL_SECONDS, CoordinatorHandle, LeaseReply, Message, Reply, Run, WorkerSeconds
 from pipeline.records import Failure, Frames, Reason, Stage, VideoError, VideoRef, VideoRow, Window
 
 if TYPE_CHECKING:
@@ -66,9 +67,10 @@ class IndexesVideos(Protocol):
 
 
 class Outbox:
-    """Results on their way to the coordinator, pushed about once a second from a thread of its own.
+    """All that goes to the coordinator, one message at a time; results travel with the next one.
 
-    A push without results is the heartbeat, so it also goes out while the model works on a long video.
+    Where the loop says nothing for a second, a thread does, also while the model works on a long video: the
+    heartbeat. ``holds``: what the loop has in hand, named now and then.
     """
 
     def __init__(self, coordinator: CoordinatorHandle, worker_id: str) -> None:
@@ -81,6 +83,8 @@ class Outbox:
         self._ended = threading.Event()
         self._error: Exception | None = None
         self._go_on = True
+        self._said_at = self._told_at = -inf
+        self.holds: tuple[Key, ...] = ()
         self._thread = threading.Thread(target=self._push_often, name="outbox", daemon=True)
 
     def __enter__(self) -> Outbox:
@@ -123,14 +127,19 @@ class Outbox:
             raise self._error
         return self._go_on
 
-    def push(self) -> None:
-        """Hand over what there is, now."""
+    def exchange(self, starting: tuple[Key, ...] = (), wanted: int | None = None, room: int = 0) -> Reply:
+        """Hand over what there is, now, and with it what is said and asked: see Message."""
         with self._pushing:
+            now = time.monotonic()
             with self._contents:
-                rows, failures = self._rows, self._failures
-                seconds = self._seconds()
+                results = tuple(self._rows), tuple(self._failures), self._seconds()
                 self._rows, self._failures, self._wait, self._busy = [], [], 0.0, 0.0
-            self._go_on = self._coordinator.push(self._worker_id, rows, failures, seconds)
+            holds = self.holds if now - self._told_at > TELL_SECONDS else None
+            message = Message(*results, starting, wanted, room, holds)
+            reply = self._coordinator.exchange(self._worker_id, message)
+            self._go_on, self._said_at = reply.go_on, now
+            self._told_at = self._told_at if holds is None else now
+            return reply
 
     def _seconds(self) -> WorkerSeconds:
         if self._working is None:
@@ -139,9 +148,11 @@ class Outbox:
         return WorkerSeconds(self._wait, self._busy, time.monotonic() - since, key)
 
     def _push_often(self) -> None:
-        while not self._ended.wait(_PUSH_SECONDS):
+        while not self._ended.wait(max(0.0, self._said_at + _PUSH_SECONDS - time.monotonic())):
+            if time.monotonic() < self._said_at + _PUSH_SECONDS:
+                continue  # the loop has said something meanwhile
             try:
-                self.push()
+                self.exchange()
             except Exception as error:
                 self._error = error
                 return
@@ -192,16 +203,17 @@ class Worker:
             self._loop()
         except DecoderStartError:
             # No video's fault: what is held goes back without a strike.
-            self._outbox.push()
+            self._outbox.exchange()
             self._coordinator.leave(self._worker_id)
             raise
-        self._outbox.push()
+        self._outbox.exchange()
         self._coordinator.leave(self._worker_id)
 
     def _loop(self) -> None:
         with self._outbox:
             while self._outbox.should_go_on() and not self._is_idle_and_done():
                 self._top_up()
+                self._outbox.holds = (*self._decoding, *(item.key for item in self._leased))
                 self._take_decoded()
 
     def _is_idle_and_done(self) -> bool:
@@ -210,25 +222,29 @@ class Worker:
     def _top_up(self) -> None:
         """Lease where there is nothing left to submit, and submit while there is room."""
         while len(self._decoding) < self._decode_ahead and self._pool.has_room:
-            if not self._leased and not self._lease():
+            item = self._begin_leased() or self._lease()
+            if item is None:
                 return
-            self._submit(self._leased.popleft())
+            self._decoding[item.key] = _Held(item)
+            self._pool.submit(item.ref)
 
-    def _lease(self) -> bool:
+    def _begin_leased(self) -> LeasedVideo | None:
+        """The next of those leased that may still be touched, which the coordinator then knows."""
+        while self._leased:
+            item = self._leased.popleft()
+            if not self._outbox.exchange(starting=(item.key,)).refused:
+                return item
+        return None
+
+    def _lease(self) -> LeasedVideo | None:
+        """The first of some more videos; that it is begun is said in the same message."""
         if self._done or time.monotonic() < self._ask_at:
-            return False
-        self._outbox.push()  # what is finished must not count as held: suspects go to empty hands only
-        reply = self._coordinator.lease(self._worker_id, self._lease_videos)
-        self._done = reply.done
-        self._ask_at = 0.0 if reply.lease else time.monotonic() + reply.wait_seconds
-        self._leased.extend(reply.lease.items if reply.lease else ())
-        return bool(self._leased)
-
-    def _submit(self, item: LeasedVideo) -> None:
-        if not self._coordinator.started(self._worker_id, item.key):
-            return
-        self._decoding[item.key] = _Held(item)
-        self._pool.submit(item.ref)
+            return None
+        work = self._outbox.exchange(wanted=self._lease_videos, room=1).work or LeaseReply(None)
+        self._done = work.done
+        self._ask_at = 0.0 if work.lease else time.monotonic() + work.wait_seconds
+        self._leased.extend(work.lease.items if work.lease else ())
+        return self._leased.popleft() if self._leased else None
 
     def _take_decoded(self) -> None:
         if not self._decoding:

@@ -18,7 +18,7 @@ MAX_FUNCTION_LINES = 60
 # Import root -> the only files that may import it, by prefix of their path. "Tensors in, tensors out" is
 # the flashvid half: it may not know any of these but torch, and transformers only in its model adapters.
 ONLY_IN: dict[str, tuple[str, ...]] = {
-    "ray": ("pipeline/cluster.py", "pipeline/cluster_session.py", "jobs/"),
+    "ray": ("pipeline/cluster.py", "pipeline/cluster_session.py", "jobs/", "benchmarks/coordination_ray.py"),
     "prometheus_client": ("pipeline/metrics.py",),
     "typer": ("pipeline/cli.py", "pipeline/cli_outputs.py", "pipeline/cli_options.py"),
     "rich": ("pipeline/cli.py", "pipeline/console.py", "demo/"),
@@ -45,7 +45,12 @@ NEVER_IN_FLASHVID = {
     "PIL",
     "torchvision",
 }
-NO_INPUT_OUTPUT = ("pipeline/ledger.py", "pipeline/coordination.py", "pipeline/records.py")
+NO_INPUT_OUTPUT = (
+    "pipeline/ledger.py",
+    "pipeline/desk.py",
+    "pipeline/coordination.py",
+    "pipeline/records.py",
+)
 INPUT_OUTPUT = {"fsspec", "pathlib", "os", "subprocess", "socket", "tempfile", "shutil"}
 
 

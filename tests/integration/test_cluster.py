@@ -18,8 +18,10 @@ import pytest
 from pipeline.cluster import run_job
 from pipeline.cluster_session import ray_session as open_ray
 from pipeline.config import JobConfig
+from pipeline.errors import UserError
 from pipeline.report import Progress, RunReport
 from pipeline.store import OutputStore
+from tests.chaos.stub_engine import write_model
 from tests.integration.conftest import NUM_GOOD, ROOT, make_config
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -173,3 +175,27 @@ def test_interrupted_run_commits_and_resumes(ray_session: None, corpus: Path, tm
     again = run_job(config, on_progress=lambda _: None)
     assert_complete(again, config)
     assert again.counts.skipped_indexed == done
+
+
+def stub_config(corpus: Path, folder: Path, engine: str) -> JobConfig:
+    model = write_model(folder / "model", 0.05)
+    settings = (f"model.name={model}", f"model.engine=tests.chaos.stub_engine:{engine}", "workers.count=2")
+    return make_config(corpus, folder / "out", *settings)
+
+
+def test_a_machine_that_lacks_the_checkpoint_does_not_end_the_run_of_the_others(
+    ray_session: None, corpus: Path, tmp_path: Path
+) -> None:
+    config = stub_config(corpus, tmp_path, "load_on_one")
+    report = run_job(config, on_progress=lambda _: None)
+    assert_complete(report, config)
+    (why,) = report.worker_losses
+    assert "UserError: there is no checkpoint on this machine" in why
+    assert 1 <= report.worker_losses[why] <= 3, "replaced, but not for ever"
+
+
+def test_a_checkpoint_that_no_worker_finds_ends_the_run_and_says_so(
+    ray_session: None, corpus: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="there is no checkpoint on this machine"):
+        run_job(stub_config(corpus, tmp_path, "load_nowhere"), on_progress=lambda _: None)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from pipeline.history import Earlier
-from pipeline.ledger import History, Key, Ledger, Struck
+from pipeline.ledger import MANY_CRASHES, History, Key, Ledger, Struck
 from pipeline.records import Reason, VideoRef
 from tests.unit.samples import make_ref
 
@@ -70,6 +70,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.listed: dict[Key, Video] = {}
         self.held: dict[str, dict[Key, bool]] = {}  # worker -> video -> started
         self.ever_held: list[tuple[str, Key]] = []
+        self.crashes = 0  # in a row, without a row between them
 
     @rule(number=st.integers(0, 6), size=st.integers(0, 5))
     def list_one(self, number: int, size: int) -> None:
@@ -115,10 +116,15 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(worker=WORKERS, most=st.integers(1, 4))
     def lease(self, worker: str, most: int) -> None:
         mine = self.held.setdefault(worker, {})
-        expected = self._expected(mine, most)
+        is_crisis = self.crashes >= MANY_CRASHES
+        expected = self._expected(mine, 99 if is_crisis else most)
         lease = self.ledger.lease(worker, most, self.now)
         items = lease.items if lease else ()
-        assert [self._rank(self.listed[item.key]) for item in items] == expected
+        ranks = [self._rank(self.listed[item.key]) for item in items]
+        assert ranks == expected if not is_crisis else bool(ranks) == bool(expected)
+        if is_crisis:
+            assert len(ranks) <= 1, "one at a time"
+            assert set(ranks) <= set(expected), "from anywhere, but never a suspect before its turn"
         for item in items:
             video = self.listed[item.key]
             assert video.state == ""
@@ -227,8 +233,25 @@ class LedgerMachine(RuleBasedStateMachine):
         blamed = {culprit} & started or started
         struck = self.ledger.crash(worker, culprit)
         assert {one.item.key for one in struck} == blamed
+        self.crashes += bool(blamed)
         for one in struck:
             self._strike(one, reason)
+
+    @rule(worker=WORKERS, data=st.data())
+    def name_some(self, worker: str, data: st.DataObject) -> None:
+        """A worker lists all that it holds, and from then on less, or what it never had."""
+        mine = self.held.get(worker, {})
+        named = data.draw(st.lists(st.sampled_from([("gone", "v"), *mine]), unique=True))
+        assert self.ledger.forget(worker, list(mine), self.now, LONG) == []
+        self.now += LONG
+        assert self.ledger.forget(worker, named, self.now, LONG) == [], "not before the time is over"
+        self.now += LONG
+        forgotten = set(mine) - set(named)
+        struck = self.ledger.forget(worker, named, self.now, LONG)
+        assert {one.item.key for one in struck} == forgotten
+        for one in struck:
+            del mine[one.item.key]
+            self._strike(one, Reason.CRASHED_WORKER)
 
     def _strike(self, struck: Struck, reason: Reason) -> None:
         video = self.listed[struck.item.key]
@@ -262,6 +285,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def _settle(self, key: Key, state: str) -> None:
         self.listed[key].state = state
+        self.crashes = 0 if state == "indexed" else self.crashes
         for held in self.held.values():
             held.pop(key, None)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from pipeline.errors import UserError
 from pipeline.keyset import KeySet
 from pipeline.lock import read_holder
 from pipeline.protocol import Run
+from pipeline.records import VideoRow
 from pipeline.store import OutputStore
 
 
@@ -74,3 +76,41 @@ def test_the_lock_is_kept_while_the_output_is_read_back_and_while_the_last_parts
     coordinator.finish()
     assert store.waited == 2
     assert read_holder(store.storage) is None
+
+
+class _StuckStore(OutputStore):
+    """A write takes until it is told to go on."""
+
+    def __init__(self, uri: str) -> None:
+        super().__init__(uri)
+        self.writing, self.go_on = threading.Event(), threading.Event()
+
+    def write_rows(self, rows: Sequence[VideoRow]) -> str | None:
+        self.writing.set()
+        assert self.go_on.wait(20.0)
+        return super().write_rows(rows)
+
+
+def test_silent_workers_are_given_up_while_the_store_is_slow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a store that is slow each time would hide for ever that a worker hangs."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(actors, "TICK_SECONDS", 0.02)
+    (tmp_path / "videos").mkdir()
+    settings = ["corpus.uri=videos", f"output.uri={tmp_path}/out", "model.name=m", "metrics.port=null"]
+    run = Run("run-1", "0123456789abcdef", "r", os.getpid())
+    config = load_config(None, [*settings, "limits.worker_silence_seconds=0.2"])
+    coordinator = Coordinator(config, run, str(tmp_path))
+    store = _StuckStore(f"{tmp_path}/out")
+    monkeypatch.setattr(coordinator._results._committer, "_store", store)
+    coordinator.open()
+    coordinator.register("w")
+    assert store.writing.wait(20.0)
+    coordinator.ready("w")
+    deadline = time.monotonic() + 20.0
+    while not coordinator.status().lost_workers and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert coordinator.status().lost_workers == ("w",)
+    store.go_on.set()
+    coordinator.finish()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from pipeline.config import JobConfig, load_config
 from pipeline.coordination import Coordination
 from pipeline.lock import LockLostError, OutputLock
 from pipeline.metrics import Metrics
-from pipeline.protocol import LeaseReply, Run, WorkerSeconds
+from pipeline.protocol import LeaseReply, Message, Reply, Run, WorkerSeconds
 from pipeline.records import Failure, Problem, Reason, UserError, VideoRef, VideoRow
+from pipeline.report import RunReport
+from pipeline.storage import StorageWarning
 from pipeline.store import OutputStore
 from tests.unit.samples import FINGERPRINT, make_failure, make_ref, make_row
 
@@ -38,6 +41,21 @@ def open_run(output: Path, *overrides: str, heal: tuple[str, ...] | None = None)
     return coordination
 
 
+class _WarningLock(OutputLock):
+    def acquire(self, run_id: str, driver_pid: int) -> None:
+        warnings.warn("start one at a time", StorageWarning, stacklevel=1)
+        super().acquire(run_id, driver_pid)
+
+
+def test_what_the_store_cannot_promise_reaches_the_driver(tmp_path: Path) -> None:
+    config, lock = make_config(tmp_path), _WarningLock(str(tmp_path))
+    run = Run("run-1", FINGERPRINT, "abc", os.getpid())
+    coordination = Coordination(config, run, OutputStore(str(tmp_path), fence=lock.check), lock, Metrics())
+    coordination.open()
+    assert coordination.status().warnings == ("start one at a time",)
+    coordination.finish()
+
+
 def begin(
     output: Path,
     num_videos: int,
@@ -47,10 +65,14 @@ def begin(
 ) -> Coordination:
     coordination = open_run(output, *overrides, heal=heal)
     coordination.list_corpus(map(make_ref, range(num_videos)))
+    join(coordination, *workers)
+    return coordination
+
+
+def join(coordination: Coordination, *workers: str) -> None:
     for worker_id in workers:
         coordination.register(worker_id)
         coordination.ready(worker_id)
-    return coordination
 
 
 def leased(reply: LeaseReply) -> list[VideoRef]:
@@ -142,8 +164,9 @@ def test_transient_failure_is_tried_again_until_final(tmp_path: Path) -> None:
 
 
 def test_lost_worker_gives_everything_back_and_strikes_what_it_started(tmp_path: Path) -> None:
-    run = begin(tmp_path, 2, workers=("a", "b"))
+    run = begin(tmp_path, 2, workers=("a",))
     first, second = leased(run.lease("a", 2))
+    join(run, "b")
     assert run.started("a", first.key)
     run.lost("a", "killed")
     run.lost("a", "reported twice")
@@ -172,7 +195,7 @@ def test_poison_video_is_quarantined_after_three_strikes(tmp_path: Path) -> None
 def test_silent_worker_is_given_up(tmp_path: Path) -> None:
     run = begin(tmp_path, 1, "limits.worker_silence_seconds=0.000001")
     run.lease("w", 1)
-    run.tick()
+    run.watch()
     status = run.status()
     assert status.lost_workers == ("w",)
     assert status.num_waiting == 1
@@ -188,7 +211,7 @@ def test_nobody_is_given_up_for_the_time_the_coordinator_was_out(
     run.lease("w", 1)
     later = time.monotonic() + 100.0
     monkeypatch.setattr("pipeline.coordination.time.monotonic", lambda: later)
-    run.tick()
+    run.watch()
     assert run.status().lost_workers == ()
     monkeypatch.undo()
     run.finish()
@@ -470,8 +493,9 @@ def test_stopped_run_starts_nothing_and_takes_back_what_is_held(tmp_path: Path) 
 
 
 def test_stuck_model_ends_in_timeouts_and_at_last_in_a_final_failure(tmp_path: Path) -> None:
-    run = begin(tmp_path, 2, "limits.generation_seconds=5", "limits.strikes=2", workers=("a", "b"))
+    run = begin(tmp_path, 2, "limits.generation_seconds=5", "limits.strikes=2", workers=("a",))
     stuck, other = leased(run.lease("a", 2))
+    join(run, "b")
     run.started("a", stuck.key)
     run.started("a", other.key)
     assert run.push("a", [], [], WorkerSeconds(busy_now=4.9, busy_with=stuck.key))
@@ -578,7 +602,7 @@ def test_metrics_follow(tmp_path: Path) -> None:
     run = begin(tmp_path, 2, "metrics.port=0")
     ref, _ = leased(run.lease("w", 2))
     run.push("w", [row_of(ref)], [], WorkerSeconds(gpu_wait=1.0, gpu_busy=3.0))
-    run.tick()
+    run.watch()
     from urllib.request import urlopen
 
     assert run.metrics_url is not None
@@ -587,3 +611,83 @@ def test_metrics_follow(tmp_path: Path) -> None:
     assert 'flashvid_queue_videos{state="leased"} 1.0' in text
     assert "flashvid_gpu_wait_seconds_total 1.0" in text
     assert run.finish().totals.gpu_wait_share == 0.25
+
+
+def test_one_message_hands_over_asks_and_begins(tmp_path: Path) -> None:
+    """Results count first, so that a suspect finds empty hands; of what it gets, only ``room`` is begun."""
+    run = begin(tmp_path, 3, workers=("a", "b"))
+    first = leased(run.lease("a", 1))
+    run.started("a", first[0].key)
+    run.lost("a", "killed")
+    got = leased(run.exchange("b", Message(wanted=2, room=1)).work or LeaseReply(None))
+    assert len(got) == 2
+    reply = run.exchange("b", Message(rows=tuple(map(row_of, got)), wanted=2, room=1))
+    assert reply.go_on
+    assert leased(reply.work or LeaseReply(None)) == first, "the suspect"
+    run.lost("b", "killed")
+    join(run, "c")
+    again = leased(run.exchange("c", Message(wanted=1)).work or LeaseReply(None))
+    run.lost("c", "killed")
+    assert again == first, "the one it had begun"
+    run.finish()
+    strikes = [video_id for video_id, _, _ in failures_in(tmp_path)]
+    assert strikes == [first[0].video_id] * 2, "c had it, but had not begun it"
+
+
+def test_a_message_may_begin_only_what_the_worker_holds(tmp_path: Path) -> None:
+    run = begin(tmp_path, 2, workers=("a", "b"))
+    (ref,) = leased(run.lease("a", 1))
+    assert run.exchange("a", Message(starting=(ref.key,))) == Reply(True)
+    assert run.exchange("b", Message(starting=(ref.key,))) == Reply(True, refused=(ref.key,))
+    run.stop()
+    assert run.exchange("a", Message(starting=(ref.key,), wanted=1)) == Reply(
+        False, refused=(ref.key,), work=LeaseReply(None, done=True)
+    )
+    run.finish(interrupted=True)
+
+
+def test_a_video_that_its_worker_has_not_named_for_long_goes_to_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = begin(tmp_path, 2, workers=("a",))
+    dropped, kept = leased(run.lease("a", 2))
+    join(run, "b")
+    now = time.monotonic()
+    for seconds in (50.0, 55.0, 100.0):
+        monkeypatch.setattr("pipeline.desk.time.monotonic", lambda at=now + seconds: at)
+        assert run.push("a", [], [], NO_SECONDS, [kept.key])
+    assert (run.status().counts.leased, run.status().counts.suspect) == (1, 1)
+    assert leased(run.lease("b", 2)) == [dropped]
+    monkeypatch.undo()
+    run.finish()
+    assert failures_in(tmp_path) == [(dropped.video_id, "crashed_worker", False)]
+
+
+def test_of_spare_workers_that_ask_at_once_as_many_stay_as_videos_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that has been told to go does not count as one that stays, though its farewell is on its way."""
+    monkeypatch.setattr("pipeline.fleet._IDLE_SECONDS", -1.0)
+    run = begin(tmp_path, 1, "limits.retry_seconds=60", workers=("a", "b", "c"))
+    (ref,) = leased(run.lease("a", 1))
+    run.push("a", [], [failure_of(ref, Reason.READ_ERROR)], NO_SECONDS)
+    assert [run.lease(name, 1).done for name in ("a", "b", "c")] == [True, True, False]
+    assert run.lease("a", 1).done, "it stays with that"
+    run.finish()
+
+
+def test_why_workers_were_lost_is_told_in_the_report(tmp_path: Path) -> None:
+    run = begin(tmp_path, 0, workers=("a", "b", "c"))
+    run.lost("a", "no checkpoint here")
+    run.lost("b", "no checkpoint here")
+    run.lost("b", "told twice")
+    report = run.finish()
+    assert report.worker_losses == {"no checkpoint here": 2}
+    assert RunReport.from_json(report.to_json()) == report
+
+
+def test_the_last_videos_are_shared_out(tmp_path: Path) -> None:
+    """What a worker keeps for later, nobody else can take, however long the one takes that it is at."""
+    run = begin(tmp_path, 6, workers=("a", "b"))
+    assert [len(leased(run.lease(name, 4))) for name in ("a", "b", "a", "b")] == [3, 1, 1, 1]
+    run.finish()

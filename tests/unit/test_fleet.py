@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pipeline.fleet import Fleet, Roster
-from pipeline.ledger import Counts
+from pipeline.ledger import Counts, Ledger
 from pipeline.report import Progress, Totals
+from tests.unit.samples import make_ref
 
 
 def at(pending: int = 0, leased: int = 0, listing_done: bool = True) -> Progress:
@@ -94,6 +95,31 @@ def test_gives_up_when_workers_die_without_getting_anywhere() -> None:
     assert "30 workers in a row" in str(fleet.verdict(at(pending=9), 1.0))
 
 
+def test_many_files_that_kill_workers_do_not_end_the_run() -> None:
+    """A hundred that do, and larger than all others, so first in line; two workers."""
+    ledger, fleet, now = Ledger(3, 3), Fleet(2, 600.0, now=0.0), 0.0
+    for number in range(150):
+        assert ledger.add(make_ref(number, size_bytes=1 + (number < 100)))
+    poison = {make_ref(number).video_id for number in range(100)}
+    settled = 0
+    while not ledger.is_done:
+        counts = ledger.counts
+        progress = Progress("run", counts, Totals(), True, 1.0, 0.0, {}, None)
+        assert fleet.verdict(progress, now) is None
+        for worker_id in start(fleet, progress):
+            fleet.ready(worker_id)
+        for worker_id in sorted(fleet.alive):
+            lease = ledger.lease(worker_id, 2, now)
+            for item in lease.items if lease else ():
+                assert ledger.start(worker_id, item.key)
+                if item.ref.video_id in poison:
+                    settled += sum(struck.is_final for struck in ledger.crash(worker_id, item.key))
+                    fleet.died(worker_id, "killed", num_settled=settled)
+                    break
+                settled += ledger.complete(worker_id, item.key)
+    assert (ledger.counts.indexed, ledger.counts.failed) == (50, 100)
+
+
 def test_many_workers_that_die_at_once_with_their_machines_are_replaced() -> None:
     fleet = Fleet(200, 600.0, now=0.0)
     for worker_id in start(fleet, at(pending=999)):
@@ -150,3 +176,23 @@ def test_a_worker_is_started_for_a_retry_that_waits() -> None:
     fleet = Fleet(4, 600.0, now=0.0)
     counts = Counts(listed=1, pending=1, waiting=1)
     assert fleet.num_missing(Progress("run", counts, Totals(), True, 1.0, 0.0, {}, None)) == 1
+
+
+def test_a_worker_whose_machine_cannot_do_the_work_is_not_replaced_while_others_live() -> None:
+    """Else each replacement would load its model there only to end at once, as long as the run goes on."""
+    fleet = Fleet(2, 600.0, now=0.0)
+    good, bad = start(fleet, at(pending=9))
+    fleet.ready(good)
+    fleet.ready(bad)
+    fleet.died(bad, "decoding.cache_dir cannot be written", num_settled=3, is_unfit=True)
+    assert fleet.num_missing(at(pending=9)) == 0
+    fleet.died(good, "killed", num_settled=5)
+    assert fleet.num_missing(at(pending=9)) == 1, "the last one always is"
+
+
+def test_only_so_many_different_losses_are_kept() -> None:
+    roster = Roster()
+    for number in range(100):
+        roster.note(f"died at {number}")
+        roster.note("no disk")
+    assert (len(roster.losses), roster.losses["no disk"]) == (20, 100)

@@ -371,7 +371,7 @@ def test_the_end_takes_everything_back() -> None:
     ledger = ledger_of(3, 2, 1)
     take(ledger, "a", 1)
     take(ledger, "b", 1)
-    assert ledger.num_idle_workers == 0
+    assert ledger.num_idle_workers() == 0
     ledger.release_all()
     assert ledger.counts == Counts(listed=3, pending=3)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,10 +14,9 @@ import pytest
 
 from pipeline.coordination import Coordination
 from pipeline.errors import DecoderStartError
-from pipeline.ledger import Key
-from pipeline.protocol import LeaseReply, Run, WorkerSeconds
+from pipeline.ledger import Key, LeasedVideo
+from pipeline.protocol import Message, Reply, Run
 from pipeline.records import (
-    Failure,
     Frames,
     Reason,
     Segment,
@@ -258,15 +257,9 @@ def test_pushes_say_how_long_the_model_has_been_at_a_video(tmp_path: Path) -> No
     run, said = begin(tmp_path, 1), []
 
     class Listening(Gone):
-        def push(
-            self,
-            worker_id: str,
-            rows: Sequence[VideoRow],
-            failures: Sequence[Failure],
-            seconds: WorkerSeconds,
-        ) -> bool:
-            said.append(seconds)
-            return run.push(worker_id, rows, failures, seconds)
+        def exchange(self, worker_id: str, message: Message) -> Reply:
+            said.append(message.seconds)
+            return run.exchange(worker_id, message)
 
         def leave(self, worker_id: str) -> None:
             run.leave(worker_id)
@@ -341,7 +334,7 @@ def test_heartbeats_and_seconds_flow_while_the_model_is_busy(tmp_path: Path) -> 
     def busy(_ref: VideoRef) -> None:
         for _ in range(5):
             time.sleep(0.5)
-            run.tick()
+            run.watch()
 
     make_worker(run, Pool(), Indexer(busy)).work()
     assert run.status().workers == {"left": 1}, "never taken for silent"
@@ -360,18 +353,10 @@ class Gone:
 
     def ready(self, worker_id: str) -> None: ...
 
-    def lease(self, worker_id: str, max_videos: int) -> LeaseReply:
-        return self._run.lease(worker_id, max_videos)
-
-    def started(self, worker_id: str, key: Key) -> bool:
-        return self._run.started(worker_id, key)
-
-    def push(
-        self, worker_id: str, rows: Sequence[VideoRow], failures: Sequence[Failure], seconds: WorkerSeconds
-    ) -> bool:
-        if rows:
+    def exchange(self, worker_id: str, message: Message) -> Reply:
+        if message.rows:
             raise ConnectionError("gone")
-        return True
+        return self._run.exchange(worker_id, message)
 
     def leave(self, worker_id: str) -> None:
         raise AssertionError("cannot take leave of a coordinator that is gone")
@@ -402,3 +387,75 @@ def test_sizes_decide_the_order(tmp_path: Path) -> None:
     make_worker(run, Pool(), indexer).work()
     assert [video_id for video_id, _ in indexer.seen] == ["video-1", "video-2", "video-0"]
     run.finish()
+
+
+class Counting:
+    """The real coordination, with a count of what it is asked."""
+
+    def __init__(self, run: Coordination) -> None:
+        self._run = run
+        self.messages: list[Message] = []
+
+    def register(self, worker_id: str) -> None: ...
+
+    def ready(self, worker_id: str) -> None: ...
+
+    def exchange(self, worker_id: str, message: Message) -> Reply:
+        self.messages.append(message)
+        return self._run.exchange(worker_id, message)
+
+    def leave(self, worker_id: str) -> None:
+        self._run.leave(worker_id)
+
+
+def test_one_message_for_each_video(tmp_path: Path) -> None:
+    run = begin(tmp_path, 40)
+    counting = Counting(run)
+    Worker("w", RUN, counting, Indexer(), Pool(), lease_videos=4, decode_ahead=2).work()
+    assert len(rows_in_finished(run, tmp_path)) == 40
+    said = [message for message in counting.messages if message.starting or message.room]
+    assert len(said) <= 42, "40 videos, and that there are no more"
+    assert len(counting.messages) - len(said) <= 4, "the first heartbeat, and the last rows"
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 6])
+def test_what_was_touched_has_been_announced_and_nothing_else(tmp_path: Path, number: int) -> None:
+    """A worker that is killed as it begins with a video is struck for all it has begun, that one included."""
+
+    class Deadly(Pool):
+        def submit(self, ref: VideoRef) -> None:
+            super().submit(ref)
+            touched.append(ref.video_id)
+            if len(touched) == number:
+                raise Killed
+
+    run, touched = begin(tmp_path, 9), []
+    with pytest.raises(Killed):
+        make_worker(run, Deadly(), Indexer()).work()
+    run.lost("w", "signal 9")
+    report = run.finish()
+    done, struck = set(rows_in(tmp_path)), {video_id for video_id, _, _ in failures_in(tmp_path)}
+    assert struck | done == set(touched)
+    assert touched[-1] in struck
+    assert report.counts.suspect == len(struck)
+
+
+def test_a_video_that_a_worker_drops_does_not_keep_the_run_from_ending(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Forgetful(Worker):
+        def _begin_leased(self) -> LeasedVideo | None:
+            if len(self._leased) == 3 and not dropped:
+                dropped.append(self._leased.popleft().ref.video_id)
+            return super()._begin_leased()
+
+    monkeypatch.setattr("pipeline.worker.TELL_SECONDS", 0.0)
+    monkeypatch.setattr("pipeline.desk.TELL_SECONDS", 0.1)
+    run, dropped = begin(tmp_path, 5, "limits.worker_silence_seconds=0.3"), []
+    Forgetful("w", RUN, run, Indexer(), Pool(), lease_videos=4, decode_ahead=2).work()
+    assert rows_in_finished(run, tmp_path) == [f"video-{number}" for number in range(5)]
+    assert failures_in(tmp_path) == [(dropped[0], "crashed_worker", False)]
