@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.beforehand import check_healable, check_output
 from pipeline.config import JobConfig, load_config
 from pipeline.console import Console, ProgressView, print_pairs
 from pipeline.corpus import list_videos
@@ -39,9 +41,13 @@ def run_index(
 ) -> int:
     """``flashvid index``, and ``heal`` (reasons, or none for all): plan, progress, result; exit status."""
     config = load_config(path, overrides)
-    # An empty or missing corpus is refused before Ray starts.
+    # What is known to fail is refused before Ray starts: that takes a while.
+    if heal is not None:
+        check_healable(config)
     next(list_videos(config.corpus, skip=config.written_folders), None)
-    print_plan(console, config, resolve_revision(config.model))
+    revision = resolve_revision(config.model)
+    check_output(config, revision)
+    print_plan(console, config, revision)
     report = index_corpus(console, config, heal)
     print_report(console, report, _failures_of(report), is_heal=heal is not None)
     return report.exit_status
@@ -160,10 +166,12 @@ def _one_video(config: JobConfig, run_id: str) -> tuple[VideoRef, VideoIndexer]:
 
     if Path(config.model.name).is_dir():  # nothing to download: a bar would only flash up
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    refs = list(list_videos(config.corpus))
+    refs = list(islice(list_videos(config.corpus), 2))
     if len(refs) != 1:
+        found = " and ".join(ref.uri for ref in refs) or "none in this corpus.slice"
         raise UserError(
-            f"{config.corpus.uri!r} is not one video but {len(refs)}; flashvid index takes whole folders"
+            f"{config.corpus.uri!r} is not one video: there are {found}, and perhaps more; name one of them, "
+            "or take flashvid index for all"
         )
     if refs[0].problem is not None:
         raise UserError(refs[0].problem.message)

@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError, field_validator
 
@@ -142,7 +142,8 @@ def load_config(
     try:
         return JobConfig.model_validate(raw)
     except ValidationError as error:
-        raise UserError(explain(error.errors(), path, _sections())) from None
+        given = [*(text.partition("=")[0] for text in overrides), *values]
+        raise UserError(explain(error.errors(), raw, _sections(), path=path, given=given)) from None
 
 
 def _as_floats(value: Any) -> Any:
@@ -154,11 +155,14 @@ def _as_floats(value: Any) -> Any:
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-def _sections() -> dict[str, list[str]]:
-    kinds = {name: info.annotation for name, info in JobConfig.model_fields.items()}
-    known = {
-        name: list(getattr(kind, "model_fields", None) or getattr(kind, "__dataclass_fields__", {}))
-        for name, kind in kinds.items()
-    }
-    known["compression"].append(_PROFILE)
+def _sections(section: type[Section] = JobConfig, prefix: str = "") -> dict[str, list[str]]:
+    """The keys of every section; of those within sections under their dotted names."""
+    known: dict[str, list[str]] = {}
+    for name, info in section.model_fields.items():
+        for kind in (info.annotation, *get_args(info.annotation)):  # the latter of an optional one
+            if isinstance(kind, type) and issubclass(kind, Section):
+                known[f"{prefix}{name}"] = list(kind.model_fields)
+                known |= _sections(kind, f"{prefix}{name}.")
+            elif kind is FlashVidConfig:
+                known[name] = [*FlashVidConfig.__dataclass_fields__, _PROFILE]
     return known

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,30 +116,71 @@ def _value(override: str, text: str) -> Any:
 
 
 def explain(
-    errors: Sequence[Mapping[str, Any]], path: str | Path | None, sections: Mapping[str, Sequence[str]]
+    errors: Sequence[Mapping[str, Any]],
+    raw: Mapping[str, Any],
+    sections: Mapping[str, Sequence[str]],
+    *,
+    path: str | Path | None,
+    given: Collection[str],
 ) -> str:
     """Validation errors as lines that name the key, the value, the rule and the way out.
 
-    errors: as pydantic lists them (loc, type, msg, input). sections: the known keys of every section.
+    errors: as pydantic lists them (loc, type, msg, input) of ``raw``. sections: the known keys of every
+    section, and of sections within sections by their dotted name. given: dotted keys set above the file.
     """
-    lines = [f"configuration {path} is not valid:" if path else "configuration is not valid:"]
-    for where, texts in _by_place(errors, sections).items():
-        lines.append(f"  {where or '(whole)'}: {' or '.join(dict.fromkeys(texts))}")
-    return "\n".join(lines)
-
-
-def _by_place(
-    errors: Sequence[Mapping[str, Any]], sections: Mapping[str, Sequence[str]]
-) -> dict[str, list[str]]:
-    """Texts by dotted key; the alternatives of one value (text or number) come together."""
-    places: dict[str, list[str]] = {}
+    texts: dict[str, dict[str, list[str]]] = {}
+    leaves = list(_leaves(raw))
     for item in errors:
-        location = [str(part) for part in item["loc"]]
-        is_union = len(location) > 2 and location[0] in sections and location[1] in sections[location[0]]
-        is_union = is_union and not location[2].isdecimal()
-        where = ".".join(location[:2] if is_union else location)
-        places.setdefault(where, []).append(_text(item, location, sections))
-    return places
+        location = _location(item["loc"], raw)
+        where = ".".join(location)
+        # The alternatives of one value (text or number) come together.
+        places = texts.setdefault(_source(where, leaves, path, given), {})
+        places.setdefault(where or "(whole)", []).append(_text(item, location, sections))
+    return "\n".join(
+        "\n".join([f"{source} is not valid:", *(f"  {key}: {_joined(why)}" for key, why in places.items())])
+        for source, places in texts.items()
+    )
+
+
+def _joined(texts: Sequence[str]) -> str:
+    return " or ".join(dict.fromkeys(texts))
+
+
+def _source(where: str, leaves: Sequence[str], path: str | Path | None, given: Collection[str]) -> str:
+    """Where a wrong value came from, as far as it can be told."""
+    if path is None:
+        return "configuration"
+    below = [leaf for leaf in leaves if _is_within(leaf, where)] or [where]
+    are_given = [any(_is_within(leaf, key) for key in given) for leaf in below]
+    if all(are_given):
+        return "what the command line says"
+    return f"configuration {path}{', with what the command line says,' if any(are_given) else ''}"
+
+
+def _is_within(key: str, above: str) -> bool:
+    return f"{key}.".startswith(f"{above}.")
+
+
+def _leaves(place: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
+    for key, item in place.items():
+        if isinstance(item, Mapping) and item:
+            yield from _leaves(item, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def _location(parts: Sequence[Any], raw: Any) -> list[str]:
+    """Keys and numbers down to the value; what pydantic adds for the alternatives of one is left out."""
+    location, place = [], raw
+    for part in parts:
+        if isinstance(place, Mapping):
+            place = place.get(part, {})
+        elif isinstance(place, list | tuple) and isinstance(part, int):
+            place = place[part]
+        else:
+            break
+        location.append(str(part))
+    return location
 
 
 def _text(item: Mapping[str, Any], location: list[str], sections: Mapping[str, Sequence[str]]) -> str:
@@ -170,12 +211,12 @@ def _short(value: object) -> str:
 
 
 def _nearest(location: list[str], sections: Mapping[str, Sequence[str]]) -> str:
-    section, inside = location[0], len(location) > 1
-    known = sections.get(section, ()) if inside else sections
-    close = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
-    homes = [name for name, keys in sections.items() if location[-1] in keys]
-    if not inside and len(homes) == 1:
-        return f"did you mean {homes[0]}.{location[-1]}?"
+    section, last = ".".join(location[:-1]), location[-1]
+    known = sections.get(section, ()) if section else [name for name in sections if "." not in name]
+    close = difflib.get_close_matches(last, known, n=1, cutoff=0.5)
+    homes = [name for name, keys in sections.items() if last in keys]
+    if not section and len(homes) == 1:
+        return f"did you mean {homes[0]}.{last}?"
     if close:
-        return f"did you mean {f'{section}.{close[0]}' if inside else close[0]}?"
-    return f"{section} has {', '.join(known)}" if inside else f"sections are {', '.join(known)}"
+        return f"did you mean {f'{section}.{close[0]}' if section else close[0]}?"
+    return f"{section} has {', '.join(known)}" if section else f"sections are {', '.join(known)}"

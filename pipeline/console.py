@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Console",
+    "Pace",
     "ProgressView",
     "clock_text",
     "make_console",
@@ -30,6 +32,8 @@ __all__ = [
 _LOG_WIDTH = 100
 _LOG_SECONDS = 10.0  # at first; a long run logs less often, at least once a minute
 _MAX_LOG_SECONDS = 60.0
+_PACE_CHANGES = 200  # steps of progress that say how fast it goes
+_PACE_VIDEOS = 2  # finished since the first ones, before a time is promised
 
 
 def make_console() -> Console:
@@ -74,15 +78,15 @@ def clock_text(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def progress_text(progress: Progress) -> str:
-    """One line: videos done, rate, time left, failures, workers."""
+def progress_text(progress: Progress, seconds_left: float | None = None) -> str:
+    """One line: videos done, rate, time left where it is known, failures, workers."""
     counts = progress.counts
     done, wanted = _done_and_wanted(progress)
     parts = [f"{done}/{wanted if progress.listing_done else f'{wanted}+'} videos"]
     if done:
         parts.append(f"{progress.videos_per_second:.2f} videos/s")
-    if done and progress.listing_done and progress.videos_per_second > 0:
-        parts.append(f"{clock_text((wanted - done) / progress.videos_per_second)} left")
+    if seconds_left is not None:
+        parts.append(f"{clock_text(seconds_left)} left")
     parts.append(f"{counts.failed} failed")
     skipped = counts.skipped_indexed + counts.skipped_failed
     if skipped:
@@ -102,6 +106,31 @@ def _workers_text(workers: Mapping[str, int]) -> str:
     return f"workers: {text or ('all have left' if workers.get('left') else 'none yet')}"
 
 
+class Pace:
+    """How long a run still takes, by what was finished lately.
+
+    The first to be finished only start the clock: until then models were loading and pipelines filling.
+    """
+
+    def __init__(self) -> None:
+        self._finished: deque[tuple[float, int]] = deque(maxlen=_PACE_CHANGES)  # when, how many in all
+
+    def note(self, progress: Progress) -> None:
+        """Take the newest state."""
+        done, _ = _done_and_wanted(progress)
+        # Not what was refused while no worker was ready.
+        if progress.videos_per_second > 0 and (not self._finished or done != self._finished[-1][1]):
+            self._finished.append((progress.seconds, done))
+
+    def seconds_left(self, progress: Progress) -> float | None:
+        """None while the corpus is still listed, and until enough is finished to tell."""
+        done, wanted = _done_and_wanted(progress)
+        since, before = self._finished[0] if self._finished else (progress.seconds, done)
+        if not progress.listing_done or done - before < _PACE_VIDEOS:
+            return None
+        return (wanted - done) * (progress.seconds - since) / (done - before)
+
+
 class ProgressView:
     """Shows a run's progress inside a ``with``: a bar on a terminal, else a line every ten seconds."""
 
@@ -109,10 +138,11 @@ class ProgressView:
         self._console = console
         self._log_seconds = log_seconds
         self._next_line = 0.0
-        self._said_metrics = False
+        self._said: set[str] = set()
         self._last: Progress | None = None
         self._printed = ""
         self._bar: Bar | None = None
+        self._pace = Pace()
         if console.is_terminal:
             columns = (BarColumn(bar_width=24), TextColumn("{task.description}", markup=False))
             self._bar = Bar(*columns, console=console, transient=True)
@@ -135,24 +165,30 @@ class ProgressView:
 
     def update(self, progress: Progress) -> None:
         """Take the newest state; what ``run_job`` calls about once a second."""
-        self._say_metrics(progress)
+        self._say_once(progress)
+        self._pace.note(progress)
         self._last = progress
         done, wanted = _done_and_wanted(progress)
         if self._bar is not None:
             total = wanted if progress.listing_done else None
-            self._bar.update(self._task, description=progress_text(progress), completed=done, total=total)
+            self._bar.update(self._task, description=self._text(progress), completed=done, total=total)
         elif time.monotonic() >= self._next_line:
             pause = min(_MAX_LOG_SECONDS, max(self._log_seconds, progress.seconds / 10))
             self._next_line = time.monotonic() + pause
             self._line(progress)
 
-    def _say_metrics(self, progress: Progress) -> None:
-        if progress.metrics_url and not self._said_metrics:
-            self._said_metrics = True
-            self._console.print(f"metrics at {progress.metrics_url}")
+    def _say_once(self, progress: Progress) -> None:
+        said = [f"metrics at {progress.metrics_url}"] if progress.metrics_url else []
+        for text in (*said, *(f"warning: {warning}" for warning in progress.warnings)):
+            if text not in self._said:
+                self._said.add(text)
+                self._console.print(text, soft_wrap=True)
+
+    def _text(self, progress: Progress) -> str:
+        return progress_text(progress, self._pace.seconds_left(progress))
 
     def _line(self, progress: Progress) -> None:
-        line = f"[{clock_text(progress.seconds)}] {progress_text(progress)}"
+        line = f"[{clock_text(progress.seconds)}] {self._text(progress)}"
         if line != self._printed:
             self._printed = line
             self._console.print(line, soft_wrap=True)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pipeline.console import Console, clock_text, print_pairs, print_table
+from pipeline.identity import TAR_URI
 from pipeline.report import STATUS_INTERRUPTED
+from pipeline.store import FAILURES
 
 if TYPE_CHECKING:
     from pipeline.compacting import CompactReport
@@ -93,8 +95,12 @@ def print_report(
         console.print(_nothing_text(report), soft_wrap=True)
     else:
         _print_counts(console, report)
+    if report.worker_losses:
+        rows = [(_short(why), number) for why, number in report.worker_losses.items()]
+        print_table(console, "workers that were lost", ("why", "times"), rows, right=(1,))
     if counts.failed:
         _print_failures(console, failures)
+        _print_way_on(console, report)
     table = f"{str(output['uri']).rstrip('/')}/{output['table']}"
     if counts.indexed or counts.skipped_indexed:
         console.print(f"rows in {table}/*.parquet; in DuckDB, for example:", soft_wrap=True)
@@ -154,14 +160,45 @@ def _print_failures(console: Console, failures: Iterable[Mapping[str, Any]]) -> 
         numbers[reason] += 1
         if numbers[reason] <= _EXAMPLES:
             examples.setdefault(reason, []).append(failure)
+    names = _names_of({str(failure["uri"]) for some in examples.values() for failure in some})
     rows = []
     for reason, total in numbers.most_common():
         for number, failure in enumerate(examples[reason]):
-            name = str(failure["uri"]).rsplit("/", 1)[-1]
             head = (reason, total) if number == 0 else ("", "")
-            rows.append((*head, name, _short(failure["message"])))
+            rows.append((*head, names[str(failure["uri"])], _short(failure["message"])))
     print_table(
         console, "failed (rows in failures/)", ("reason", "videos", "for example", "why"), rows, right=(1,)
+    )
+
+
+def _names_of(uris: Collection[str]) -> dict[str, str]:
+    """As much of the end of each uri as tells them apart."""
+    names = {uri: _end(uri, 1) for uri in uris}
+    for length in range(2, max((uri.count("/") for uri in uris), default=0) + 2):
+        taken = Counter(names.values())
+        names |= {uri: _end(uri, length) for uri, name in names.items() if taken[name] > 1}
+    return names
+
+
+def _end(uri: str, length: int) -> str:
+    """The last parts of a path; of a member of a tar shard both its own and its shard's."""
+    is_member = uri.startswith(TAR_URI)
+    place, _, shard = uri.removeprefix(TAR_URI).partition("::") if is_member else (uri, "", "")
+    name = "/".join(place.split("/")[-length:])
+    return f"{name} in {_end(shard, length)}" if shard else name
+
+
+def _print_way_on(console: Console, report: RunReport) -> None:
+    output = report.config["output"]
+    folder = f"{str(output['uri']).rstrip('/')}/{FAILURES}"
+    console.print("all of them, in DuckDB:", soft_wrap=True)
+    console.print(
+        f"  select reason, uri, message from '{folder}/*.parquet' "
+        f"where is_final and run_id = '{report.run_id}';",
+        soft_wrap=True,
+    )
+    console.print(
+        "when the cause is gone: `flashvid heal` with the same arguments tries them again", soft_wrap=True
     )
 
 
@@ -185,8 +222,8 @@ def print_status(console: Console, status: OutputStatus) -> None:
             "table",
             f"{status.table} (of {', '.join(status.tables)})" if len(status.tables) > 1 else status.table,
         ),
-        ("indexed", f"{status.rows} videos in {_count(status.parts, 'part')}"),
-        ("failed", _reasons_text(status.failures_by_reason)),
+        ("indexed", _indexed_text(status)),
+        ("failed", _reasons_text(status.failures_by_reason, status.earlier_failures)),
         (
             "last row",
             status.last_indexed_at.isoformat(sep=" ", timespec="seconds") if status.last_indexed_at else "-",
@@ -198,10 +235,17 @@ def print_status(console: Console, status: OutputStatus) -> None:
     print_pairs(console, pairs)
 
 
-def _reasons_text(reasons: Mapping[str, int]) -> str:
+def _indexed_text(status: OutputStatus) -> str:
+    text = f"{_count(status.indexed, 'video')} in {_count(status.parts, 'part')}"
+    earlier = status.earlier_rows
+    return f"{text}; {_count(earlier, 'more row')} of earlier versions" if earlier else text
+
+
+def _reasons_text(reasons: Mapping[str, int], earlier: int) -> str:
     total = sum(reasons.values())
     listed = ", ".join(f"{reason} {number}" for reason, number in reasons.items())
-    return f"{_count(total, 'video')} for good: {listed}" if total else "none"
+    text = f"{_count(total, 'video')} for good: {listed}" if total else "none"
+    return f"{text}; {_count(earlier, 'failed version')} superseded by later ones" if earlier else text
 
 
 def _run_text(report: Mapping[str, Any]) -> str:

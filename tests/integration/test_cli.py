@@ -80,6 +80,28 @@ def test_every_file_of_the_folder_is_a_row_or_a_failure(
 
 @pytest.mark.ray
 @pytest.mark.slow
+def test_a_pipeline_of_the_users_own_in_the_working_folder_is_not_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "pipeline").mkdir()
+    (tmp_path / "pipeline" / "__init__.py").write_text("raise ImportError('the wrong one')")
+    media.write_video(tmp_path / "good.mp4")
+    command = [str(Path(sys.executable).with_name("flashvid")), "index", str(ROOT / "configs/demo.yaml")]
+    settings = ["corpus.uri=good.mp4", "output.uri=index", f"model.name={ROOT / 'demo/model'}", *QUICK]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, *settings],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert pq.read_table(tmp_path / "index" / "videos").num_rows == 1
+
+
+@pytest.mark.ray
+@pytest.mark.slow
 def test_a_second_run_does_nothing_and_the_checks_agree(
     corpus: Path, first_run: tuple[Path, subprocess.CompletedProcess[str]]
 ) -> None:

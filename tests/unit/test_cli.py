@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import s3fs
 from typer.testing import CliRunner, Result
 
+from pipeline.beforehand import check_output
 from pipeline.cli import app
 from pipeline.commands import caption_config
+from pipeline.config import load_config
+from pipeline.holding import hold
 from pipeline.records import UserError
+from pipeline.store import OutputStore
+from tests.unit.samples import make_row
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 COMMANDS = ("demo", "index", "heal", "status", "verify", "compact", "export", "caption", "show")
@@ -71,6 +78,8 @@ def test_version() -> None:
         (["verify", "no/such/output"], "no/such/output"),
         (["caption", "no/such/video.mp4"], "no/such/video.mp4"),
         (["caption", "docs"], "is not one video"),
+        (["caption", "demo/samples"], "video_000.mp4, and perhaps more"),
+        (["caption", "v.mp4", "frames.basline=8"], "flashvid: what the command line says is not valid:"),
         (["caption", "v.mp4", "prompts.questions=['What?']"], "give each question with -q"),
         (["show", "v.mp4", "corpus.uri=w.mp4"], "give the video as the first argument"),
         (["caption", "README.md", "--model", "no-such-model"], "give a checkpoint folder"),
@@ -82,6 +91,76 @@ def test_the_users_mistakes_end_with_status_2_and_a_way_out(arguments: list[str]
     assert any(line.startswith("flashvid: ") for line in result.stderr.splitlines())  # beside a progress bar
     assert said in result.stderr
     assert "Traceback" not in result.output
+
+
+def refused(*arguments: str | Path) -> str:
+    """What a run says that is refused before anything starts."""
+    result = call(*arguments, "model.name=demo/model")
+    assert result.exit_code == 2, result.output
+    assert "starting Ray" not in result.output
+    assert "Traceback" not in result.output
+    return result.stderr
+
+
+def test_heal_of_an_output_that_is_not_there_makes_none(tmp_path: Path) -> None:
+    said = refused("heal", "configs/demo.yaml", f"output.uri={tmp_path / 'mistyped'}")
+    assert f"no table 'videos' in '{tmp_path / 'mistyped'}'; there is no output" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_that_cannot_be_is_refused_before_ray_starts(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    said = refused("index", "configs/demo.yaml", f"output.uri={tmp_path / 'file' / 'out'}")
+    assert f"{tmp_path / 'file'}: Not a directory; make it writable or choose another" in said
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_an_output_that_may_not_be_written_is_refused_before_ray_starts(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    said = refused("index", "configs/demo.yaml", f"output.uri={tmp_path / 'out'}")
+    assert f"{tmp_path}: Permission denied" in said
+
+
+def test_another_job_of_the_table_is_refused_before_ray_starts(tmp_path: Path) -> None:
+    there = OutputStore(str(tmp_path))
+    there.bind("another", {"prompts": {"caption": "Describe."}})
+    there.write_rows([make_row(fingerprint="another")])
+    before = sorted(tmp_path.rglob("*"))
+    said = refused("index", "configs/demo.yaml", f"output.uri={tmp_path}")
+    assert "prompts.caption: 'Describe.' there, 'describe this video .' here" in said
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_output_that_is_being_written_is_refused_before_ray_starts(tmp_path: Path) -> None:
+    with hold(str(tmp_path), "compact"):
+        said = refused("index", "configs/demo.yaml", f"output.uri={tmp_path}")
+    assert "is being written by run compact-" in said
+    assert "One run at a time" in said
+
+
+def test_what_does_not_stand_in_the_way_is_not_refused(tmp_path: Path) -> None:
+    """A table without rows is bound anew, a lock that was given back is free, and nothing is written."""
+    config = load_config("configs/demo.yaml", [f"output.uri={tmp_path}"])
+    OutputStore(str(tmp_path)).bind("another", {"prompts": {}})
+    with hold(str(tmp_path), "compact"):
+        pass
+    before = sorted(tmp_path.rglob("*"))
+    check_output(config, "revision")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("command", ["status", "verify", "compact", "export"])
+def test_a_store_without_credentials_is_one_line(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        monkeypatch.setenv(name, "/dev/null")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    s3fs.S3FileSystem.clear_instance_cache()  # clients of other tests have credentials
+    result = call(command, "s3://bucket/index")
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith("flashvid: 's3://bucket/index' cannot be used: NoCredentialsError")
+    assert len(result.stderr.splitlines()) == 1
 
 
 def test_settings_that_do_not_fit_the_model_are_not_blamed_on_its_files() -> None:
@@ -110,8 +189,6 @@ def test_ctrl_c_ends_with_status_130(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", ["demo", "local_cpu", "gpu"])
 def test_configs_begin_with_their_command_and_are_valid(name: str) -> None:
-    from pipeline.config import load_config
-
     path = ROOT / "configs" / f"{name}.yaml"
     first = path.read_text(encoding="utf-8").splitlines()[0]
     assert first.startswith("# .venv/bin/")

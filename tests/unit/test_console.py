@@ -10,7 +10,15 @@ from typing import Any
 import pytest
 
 from pipeline.config import JobConfig
-from pipeline.console import Console, ProgressView, clock_text, make_console, print_table, progress_text
+from pipeline.console import (
+    Console,
+    Pace,
+    ProgressView,
+    clock_text,
+    make_console,
+    print_table,
+    progress_text,
+)
 from pipeline.ledger import Counts
 from pipeline.report import Progress, RunReport, Totals
 from pipeline.status import OutputStatus
@@ -66,7 +74,9 @@ def test_clock(seconds: float, text: str) -> None:
 
 
 def test_progress_says_how_far_how_fast_and_how_long() -> None:
-    text = progress_text(progress(listed=13, indexed=2, failed=1, skipped_indexed=3, leased=4, pending=3))
+    text = progress_text(
+        progress(listed=13, indexed=2, failed=1, skipped_indexed=3, leased=4, pending=3), 3.6
+    )
     assert text == "3/10 videos · 2.00 videos/s · 0:04 left · 1 failed · 3 skipped · workers: 2 ready"
 
 
@@ -74,6 +84,26 @@ def test_progress_promises_nothing_while_the_corpus_is_still_listed() -> None:
     text = progress_text(progress(done=False, listed=10, indexed=2, pending=8))
     assert text.startswith("2/10+ videos")
     assert "left" not in text
+
+
+def test_no_time_is_promised_from_what_starting_took() -> None:
+    """Four videos in 73 s, of which the first took 60: loading counts for nothing."""
+    pace, said = Pace(), []
+    for seconds, indexed in [(50.0, 0), (61.0, 1), (64.0, 2), (67.0, 3), (73.0, 3)]:
+        rate = indexed / seconds
+        now = replace(progress(rate=rate, listed=5, indexed=indexed, pending=5 - indexed), seconds=seconds)
+        pace.note(now)
+        said.append(pace.seconds_left(now))
+    assert said == [None, None, None, 6.0, 12.0]  # the last: nothing for 6 s, so it is slower now
+
+
+def test_no_time_is_promised_while_the_corpus_is_still_listed_at_any_pace() -> None:
+    pace = Pace()
+    for indexed in range(1, 9):
+        now = replace(progress(done=False, listed=10, indexed=indexed), seconds=float(indexed))
+        pace.note(now)
+    assert pace.seconds_left(now) is None
+    assert pace.seconds_left(replace(now, listing_done=True)) == 2.0
 
 
 def test_without_a_terminal_progress_is_a_line_now_and_then() -> None:
@@ -87,6 +117,14 @@ def test_without_a_terminal_progress_is_a_line_now_and_then() -> None:
         "[1:05] 4/5 videos · 2.00 videos/s · 0:00 left · 0 failed · workers: 2 ready",
     ]
     assert sum("http://127.0.0.1:9100/metrics" in line for line in lines) == 1
+
+
+def test_a_warning_of_the_store_is_said_once() -> None:
+    target = console()
+    with ProgressView(target) as view:
+        for _ in range(3):
+            view.update(replace(progress(listed=5), warnings=("start one at a time",)))
+    assert text_of(target).count("warning: start one at a time") == 1
 
 
 def test_on_a_terminal_there_is_a_bar() -> None:
@@ -123,6 +161,51 @@ def test_a_report_shows_failures_by_reason_with_a_few_examples() -> None:
     assert "9" in corrupt
     assert "moov missing" in corrupt
     assert "empty.mp4" in text
+
+
+def test_examples_of_failures_can_be_told_apart() -> None:
+    target = console()
+    uris = [
+        "tar://dir/02.mp4::file:///v/s-002.tar",
+        "tar://dir/03.mp4::file:///v/s-002.tar",
+        "file:///v/s-002.tar",
+        "file:///v/monday/a.mp4",
+        "file:///v/tuesday/a.mp4",
+        "file:///v/other.mp4",
+    ]
+    found = [
+        {"reason": f"r{number // 3}", "uri": uri, "message": "broken"} for number, uri in enumerate(uris)
+    ]
+    print_report(target, report(listed=6, failed=6), found)
+    lines = [line.split("  ") for line in text_of(target).splitlines() if "broken" in line]
+    names = [next(part.strip() for part in line if "." in part) for line in lines]
+    assert names == [
+        "02.mp4 in s-002.tar",
+        "03.mp4 in s-002.tar",
+        "s-002.tar",
+        "monday/a.mp4",
+        "tuesday/a.mp4",
+        "other.mp4",
+    ]
+
+
+def test_after_failures_it_says_how_to_see_all_and_how_to_try_again() -> None:
+    target = console()
+    found = [{"reason": "corrupt", "uri": "file:///v/a.mp4", "message": "broken"}]
+    print_report(target, report(listed=1, failed=1), found)
+    query = (
+        "select reason, uri, message from 'out/index/failures/*.parquet' where is_final and run_id = 'run-1'"
+    )
+    assert query in text_of(target)
+    assert "flashvid heal" in text_of(target)
+
+
+def test_workers_that_were_lost_are_named() -> None:
+    target = console()
+    lost = {"worker died: out of memory": 2}
+    print_report(target, replace(report(listed=1, indexed=1), worker_losses=lost), [])
+    line = next(line for line in text_of(target).splitlines() if "out of memory" in line)
+    assert line.split()[-1] == "2"
 
 
 @pytest.mark.parametrize(

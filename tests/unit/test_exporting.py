@@ -155,3 +155,8 @@ def test_columns_of_different_types_are_named(store: OutputStore, tmp_path: Path
     pq.write_table(table.set_column(8, "width", table["width"].cast("int64")), path)
     with pytest.raises(UserError, match="column 'width' has several types in videos/: int32, int64"):
         export(store.storage.uri, "videos", str(tmp_path / "x.parquet"))
+
+
+def test_a_place_that_cannot_be_written_is_named(store: OutputStore) -> None:
+    with pytest.raises(UserError, match=r"'/proc/nowhere/all\.parquet' cannot be used: FileNotFoundError"):
+        export(store.storage.uri, "videos", "/proc/nowhere/all.parquet")

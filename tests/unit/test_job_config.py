@@ -88,6 +88,17 @@ def test_later_overrides_win_and_the_file_is_below(tmp_path: Path) -> None:
             "compression={adaptive: true, budget: reference}",
             ["compression: adaptive=True must be False with budget='reference'"],
         ),
+        (
+            "corpus.manifest.uri_colum=path",
+            ["corpus.manifest.uri_colum: no such setting; did you mean corpus.manifest.uri_column?"],
+        ),
+        ("uri_column=path", ["did you mean corpus.manifest.uri_column?"]),
+        ("windows.lenght_seconds=3", ["windows.lenght_seconds", "did you mean windows.length_seconds?"]),
+        (
+            "windows={length_seconds: 9, summary: {promt: a}}",
+            ["windows.summary.promt: no such setting; did you mean windows.summary.prompt?"],
+        ),
+        ("corpus.columns={title: text}", ["corpus.columns.title: Input should be 'string'", "got 'text'"]),
         ("zzzzzz=3", ["sections are corpus, output, model, compression"]),
         ("compression.retention_ratio=2", ["compression: retention_ratio=2.0 must be in (0, 1]"]),
         ("compression.budget=foo", ["compression.budget: Input should be 'exact' or 'reference', got 'foo'"]),
@@ -129,6 +140,21 @@ def test_what_must_be_given_is_said() -> None:
         load_config(None)
     for text in ("corpus: not given; add corpus.uri=", "output.uri=<folder", "model.name=<checkpoint"):
         assert text in str(error.value)
+
+
+def test_a_mistake_is_laid_to_where_it_came_from(tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text("corpus: {uri: 5}\noutput: {uri: /b}\nmodel: {name: m}\ncompression: {alpha: 0.5}\n")
+    with pytest.raises(UserError) as error:
+        load_config(path, ["prompts.caption=no", "compression.retention_ratio=2"])
+    assert [line.split(":")[0] for line in str(error.value).splitlines()] == [
+        f"configuration {path} is not valid",
+        "  corpus.uri",
+        f"configuration {path}, with what the command line says, is not valid",
+        "  compression",
+        "what the command line says is not valid",
+        "  prompts.caption",
+    ]
 
 
 def test_all_mistakes_are_told_at_once() -> None:
