@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import threading
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,20 +15,23 @@ import fsspec
 import pyarrow.parquet as pq
 
 from pipeline.verify import verify
-from tests.chaos.corpus import Expected
+from tests.chaos.corpus import Colour, Expected
 from tests.chaos.stub_engine import colour_of
 from tests.integration.hostile import ROW
 
 __all__ = [
     "Output",
+    "Witness",
     "blameless_victims",
     "problems_at_any_time",
     "problems_at_the_end",
     "problems_of_verify",
     "read_output",
+    "watched",
 ]
 
 _TOLERANCE = 14  # h264 and resizing move a colour by a few steps; colours differ by 36 in some channel
+_LOOK_SECONDS = 1.0
 _STRIKES = 3  # crashes or failed attempts that a good video must have had before it may fail for good
 
 
@@ -42,32 +48,89 @@ class Output:
         return [row for row in self.failures if row["is_final"]]
 
 
-def read_output(uri: str, options: dict[str, Any] | None = None) -> Output:
-    """Every part of videos/ and failures/."""
+_Parts = dict[tuple[str, int], list[dict[str, Any]]]
+
+
+def read_output(uri: str, known: _Parts | None = None) -> Output:
+    """Every part of videos/ and failures/; those ``known`` by name and size are not read again."""
     unreadable: list[str] = []
-    files, root = fsspec.core.url_to_fs(uri, **(options or {}))
+    files, root = fsspec.core.url_to_fs(uri)
     files.invalidate_cache()
-    rows, failures = (_read_folder(files, f"{root}/{name}", unreadable) for name in ("videos", "failures"))
+    known = {} if known is None else known
+    folders = (f"{root}/videos", f"{root}/failures")
+    rows, failures = (_read_folder(files, folder, unreadable, known) for folder in folders)
     return Output(rows, failures, unreadable)
 
 
-def _read_folder(files: Any, folder: str, unreadable: list[str]) -> list[dict[str, Any]]:
+def _read_folder(files: Any, folder: str, unreadable: list[str], known: _Parts) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    names = files.ls(folder, detail=False) if files.exists(folder) else []
-    for name in sorted(names):
+    infos = files.ls(folder, detail=True) if files.exists(folder) else []
+    for info in sorted(infos, key=lambda info: str(info["name"])):
+        name = info["name"]
         base = name.rsplit("/", 1)[-1]
         if base.startswith((".", "_")) or not base.endswith(".parquet"):
             continue  # as DuckDB's videos/*.parquet and its like
+        part = (name, info["size"])
         try:
-            rows += pq.read_table(io.BytesIO(files.cat_file(name))).to_pylist()
+            if part not in known:
+                known[part] = pq.read_table(io.BytesIO(files.cat_file(name))).to_pylist()
+            rows += known[part]
         except Exception as error:  # whatever is wrong with it, a reader could not read it
             unreadable.append(f"{name}: {type(error).__name__}: {error}")
     return rows
 
 
+class Witness:
+    """A reader who looks at one output again and again, and forgets nothing that it has seen."""
+
+    def __init__(self, uri: str) -> None:
+        self.problems: list[str] = []
+        self.num_looks = 0
+        self._uri = uri
+        self._parts: _Parts = {}
+        self._seen: set[tuple[str, ...]] = set()
+        self._lock = threading.Lock()
+
+    def look(self) -> list[str]:
+        """All that was ever wrong, now included: what no reader may see, and rows that are gone."""
+        with self._lock:
+            output = read_output(self._uri, self._parts)
+            keys = {_key(row) for row in output.rows}
+            self.problems += problems_at_any_time(output)
+            self.problems += [f"the row of {key[0]} {key[1]} is gone" for key in self._seen - keys]
+            self._seen |= keys
+            self.num_looks += 1
+            return self.problems
+
+
+@contextmanager
+def watched(uri: str) -> Iterator[Witness]:
+    """A witness who looks about once a second while runs go on, and whenever it is told."""
+    witness, done = Witness(uri), threading.Event()
+
+    def watch() -> None:
+        while not done.wait(_LOOK_SECONDS):
+            try:
+                witness.look()
+            except Exception as error:  # the test must hear of it
+                witness.problems.append(f"the output cannot be listed: {type(error).__name__}: {error}")
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield witness
+    finally:
+        done.set()
+        thread.join()
+
+
+def _key(row: dict[str, Any]) -> tuple[str, ...]:
+    return (row["video_id"], row["version"], row["fingerprint"])
+
+
 def problems_at_any_time(output: Output) -> list[str]:
     """What no reader may ever see, whenever it looks."""
-    keys = Counter((row["video_id"], row["version"], row["fingerprint"]) for row in output.rows)
+    keys = Counter(map(_key, output.rows))
     twice = [f"{key[0]} {key[1]} has {count} rows" for key, count in keys.items() if count > 1]
     return [*twice, *output.unreadable]
 
@@ -79,7 +142,8 @@ def problems_at_the_end(output: Output, expected: Expected, corpus: str) -> list
     final = {_relative(row["uri"], prefix): row["reason"] for row in output.final}
     problems = problems_at_any_time(output)
     problems += [f"{name!r} is in no corpus" for name in (rows.keys() | final.keys()) - expected.names]
-    problems += [f"{name!r} has {count} rows" for name, count in rows.items() if count > 1]
+    twice = {name: count for name, count in rows.items() if count > 1 and name not in expected.replaced}
+    problems += [f"{name!r} has {count} rows" for name, count in twice.items()]
     for name in expected.good:
         if not rows[name]:
             problems.append(f"{name!r} is lost: no row; final failure {final.get(name)}")
@@ -92,15 +156,33 @@ def problems_at_the_end(output: Output, expected: Expected, corpus: str) -> list
 
 def _mixed_up(output: Output, expected: Expected, prefix: str) -> list[str]:
     problems = []
+    replaced: dict[str, list[str]] = {name: [] for name in expected.replaced}
     for row in output.rows:
         name = _relative(row["uri"], prefix)
+        if name in replaced:
+            replaced[name].append(row["caption"])
         colour = expected.good.get(name) or expected.maybe.get(name)
-        texts = [row["caption"], *(answer["answer"] for answer in row["answers"])]
-        for text in texts if colour else ():
-            seen = colour_of(text)
-            if seen is None or any(abs(a - b) > _TOLERANCE for a, b in zip(seen, colour or (), strict=True)):
+        for text in _texts(row) if colour else ():
+            if not _shows(text, colour):
                 problems.append(f"{name!r} is {colour}, its row says {text!r}")
+    for name, captions in replaced.items():
+        old, new = expected.replaced[name]
+        num_old, num_new = (sum(_shows(text, colour) for text in captions) for colour in (old, new))
+        if num_new != 1 or num_old > 1 or num_old + num_new != len(captions):
+            problems.append(f"{name!r} was {old} and is {new}, its rows say {captions}")
     return problems
+
+
+def _texts(row: dict[str, Any]) -> list[str]:
+    """All that a row says of its video, and of each of its parts."""
+    parts = [row, *row.get("segments", ())]
+    return [text for part in parts for text in (part["caption"], *(a["answer"] for a in part["answers"]))]
+
+
+def _shows(text: str, colour: Colour | None) -> bool:
+    seen = colour_of(text)
+    near = zip(seen or (), colour or (), strict=False)
+    return seen is not None and all(abs(a - b) <= _TOLERANCE for a, b in near)
 
 
 def blameless_victims(output: Output, expected: Expected, corpus: str) -> list[str]:

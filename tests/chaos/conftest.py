@@ -12,11 +12,23 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.corpus import Expected, write_corpus
-from tests.chaos.jobs import clean_environment
+from tests.chaos.jobs import clean_environment, is_foreign
 from tests.chaos.s3_server import BUCKET, S3Server, credentials, s3_server
 
 NUM_VIDEOS = 300
 NUM_HOSTILE = 30
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_foreign_settings() -> Iterator[None]:
+    """This process reads the stores too: no account, proxy or endpoint of whoever runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in filter(is_foreign, list(os.environ)):
+            patch.delenv(name)
+        patch.setenv("NO_PROXY", "127.0.0.1,localhost")
+        for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+            patch.setenv(name, os.devnull)
+        yield
 
 
 @pytest.fixture
@@ -31,7 +43,7 @@ def seed(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> 
 @pytest.fixture
 def scratch() -> Iterator[Path]:
     """A folder with a short name (Ray's sockets lie in it), removed afterwards."""
-    folder = Path(tempfile.mkdtemp(prefix="fv-chaos-"))
+    folder = Path(tempfile.mkdtemp(prefix="fv-chaos-", dir="/tmp"))  # TMPDIR may be long
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
 

@@ -12,7 +12,9 @@ import numpy as np
 
 from tests.integration.hostile import write_hostile
 
-__all__ = ["Colour", "Expected", "colour_number", "write_corpus", "write_good"]
+__all__ = ["BAD_DECODERS", "KINDS", "Colour", "Expected", "colour_number", "write_corpus", "write_good"]
+
+BAD_DECODERS = Path(__file__).resolve().parent / "bad_decoders"  # for PYTHONPATH
 
 Colour = tuple[int, int, int]
 
@@ -27,21 +29,40 @@ _FOLDERS = (
 )
 _SIDE = 64
 
+# What undoes a decode child, by the mark at the end of the file (bad_decoders/sitecustomize.py).
+_EVILS: dict[str, tuple[bytes, frozenset[str]]] = {
+    "hangs.mp4": (b"chaos:hang", frozenset({"decode_timeout"})),
+    "segfaults.mp4": (b"chaos:segv", frozenset({"decode_crashed"})),
+    "eats_memory.mp4": (b"chaos:eats", frozenset({"out_of_memory"})),
+}
+# Hostile kinds in order of importance, no two of which try the same: a corpus has as many as there is room
+# for, those that cost nothing first. The rest of write_hostile's are the hostile test's.
+KINDS = (
+    *("many_frames.mp4", "text.mp4", "playlist_http.mp4", "negative.mp4", "sound.mp4", "zero_bytes.mp4"),
+    *("huge_pictures.mp4", "no_rate.avi", "variable_rate.mkv", "\N{CLAPPER BOARD} emoji.mp4", *_EVILS),
+    *("unknown_codec.mp4", "years.mkv", "tail_missing.mp4", "wrong_keyframes.mp4", "huge_sequence.mp4"),
+    *("huge_still.mp4", "huge_later.mp4", "index_missing.mp4", "alias.mov", "concat_file.mp4", "cover.mp4"),
+    *("no_durations.mp4", "back_and_forth.mkv", "same_time.mkv", "changing_size.ts", "late_stream.ts"),
+    "hundred_streams.mkv",
+)
+
 
 @dataclass
 class Expected:
     """What must become of each file, by its path below the corpus.
 
-    ``maybe``: files that came or went while they were listed; each may have a row, a failure, or neither.
+    ``maybe``: files that went after they had been listed; each may have a row, a failure, or neither.
+    ``replaced``: old and new colour of files that changed then: the new one has a row, the old one may.
     """
 
     good: dict[str, Colour] = field(default_factory=dict)
     hostile: dict[str, frozenset[str]] = field(default_factory=dict)
     maybe: dict[str, Colour] = field(default_factory=dict)
+    replaced: dict[str, tuple[Colour, Colour]] = field(default_factory=dict)
 
     @property
     def names(self) -> set[str]:
-        return self.good.keys() | self.hostile.keys() | self.maybe.keys()
+        return self.good.keys() | self.hostile.keys() | self.maybe.keys() | self.replaced.keys()
 
 
 def colour_number(number: int) -> Colour:
@@ -78,23 +99,24 @@ def write_corpus(root: Path, num_videos: int, num_hostile: int) -> Expected:
         write_good(root / name, colour_number(number))
         expected.good[name] = colour_number(number)
     kinds_folder = root.parent / f"{root.name}-kinds"
-    kinds = [
-        item for item in sorted(write_hostile(kinds_folder).items()) if _can_move(kinds_folder / item[0])
-    ]
+    kinds = {**write_hostile(kinds_folder), **_write_evils(kinds_folder)}
     for number in range(num_hostile):
-        kind, allowed = kinds[number % len(kinds)]
+        kind = KINDS[number % len(KINDS)]
         name = f"{_FOLDERS[number % 3]}/hostile{number:02}_{kind}"
         shutil.copyfile(kinds_folder / kind, root / name)
-        expected.hostile[name] = allowed
+        expected.hostile[name] = kinds[kind]
     return expected
+
+
+def _write_evils(folder: Path) -> dict[str, frozenset[str]]:
+    for name, (mark, _) in _EVILS.items():
+        write_good(folder / name, colour_number(0))
+        with (folder / name).open("ab") as file:
+            file.write(struct.pack(">I4s", len(mark) + 8, b"free") + mark)
+    return {name: outcomes for name, (_, outcomes) in _EVILS.items()}
 
 
 def _good_name(number: int) -> str:
     folder = _FOLDERS[number % len(_FOLDERS)]
     odd = ("", "\n", " \N{SNOWMAN}", "%20")[number // len(_FOLDERS) % 4]
     return f"{folder}/good{number:03}{odd}.mp4"
-
-
-def _can_move(path: Path) -> bool:
-    """Whether it is a file with a name that may grow; links, pipes and devices are the hostile test's."""
-    return path.is_file() and not path.is_symlink() and len(path.name) < 200

@@ -26,7 +26,8 @@ def tell(event: str, **values: Any) -> None:
 def report_event(report: RunReport) -> dict[str, Any]:
     """What the tests look at in a report."""
     record = report.to_record()
-    return {name: record[name] for name in ("run_id", "counts", "exit_status", "error", "closes")}
+    names = ("run_id", "counts", "exit_status", "error", "closes", "finished_at")
+    return {name: record[name] for name in names}
 
 
 def _on_progress(progress: Progress) -> None:
@@ -36,6 +37,7 @@ def _on_progress(progress: Progress) -> None:
         indexed=counts.indexed,
         failed=counts.failed,
         listed=counts.listed,
+        leased=counts.leased,
         listing_done=progress.listing_done,
         workers=dict(progress.workers),
     )

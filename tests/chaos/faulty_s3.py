@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from enum import Enum
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import parse_qsl, unquote, urlsplit
+from xml.etree import ElementTree
 
-__all__ = ["Fault", "FaultyS3", "Rates"]
+__all__ = ["Fault", "FaultyS3", "Page", "Pages", "Rates"]
 
 _IN_A_ROW = 2  # faults of one request before it is let through: clients try a few times, not for ever
 _HOP = {"connection", "transfer-encoding", "content-length", "keep-alive", "date", "server"}
@@ -49,23 +50,38 @@ class Rates:
     kinds: tuple[Fault, ...] = tuple(Fault)
 
 
+@dataclass(frozen=True)
+class Page:
+    """One page of a listing, as the store gave it; tokens are None at the start and at the end."""
+
+    token: str | None
+    keys: list[str]
+    next_token: str | None
+
+
+@dataclass(frozen=True)
+class Pages:
+    """Listings under exactly this prefix have pages of so many keys; each is told before it is sent."""
+
+    prefix: str
+    num_keys: int
+    tell: Callable[[Page], None]
+
+
 class FaultyS3:
-    """The proxy; a context manager. ``on_list``: called after each answered listing, with its number.
+    """The proxy; a context manager.
 
     sent_bytes: bytes of bodies that went to clients, by object (bucket/key).
     """
 
-    def __init__(
-        self, upstream_port: int, seed: object, rates: Rates, on_list: Callable[[int], None] | None = None
-    ) -> None:
+    def __init__(self, upstream_port: int, seed: object, rates: Rates, pages: Pages | None = None) -> None:
         self.faults: Counter[str] = Counter()
         self.sent_bytes: Counter[str] = Counter()
         self.requests: Counter[str] = Counter()
         self.rates = rates
-        self._upstream_port, self._seed, self._on_list = upstream_port, seed, on_list
+        self._upstream_port, self._seed, self._pages = upstream_port, seed, pages
         self._made: Counter[tuple[str, str]] = Counter()
         self._row: Counter[tuple[str, str]] = Counter()
-        self._num_lists = 0
         self._lock = threading.Lock()
         self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.proxy = self
@@ -106,19 +122,22 @@ class FaultyS3:
         with self._lock:
             self.sent_bytes[unquote(path.partition("?")[0]).lstrip("/")] += num_bytes
 
-    def listed(self, path: str) -> None:
-        """A listing was answered; the corpus may change now."""
-        if "list-type" not in path or self._on_list is None:
-            return
-        with self._lock:
-            self._num_lists += 1
-            number = self._num_lists
-        self._on_list(number)
-
     def forward(
         self, method: str, path: str, headers: dict[str, str], body: bytes | None
     ) -> tuple[int, list[tuple[str, str]], bytes]:
-        """The store's own answer."""
+        """The store's own answer; that to a listing in small pages where there are such."""
+        asked = dict(parse_qsl(urlsplit(path).query)) if method == "GET" else {}
+        pages = self._pages if (asked.get("list-type"), "max-keys" in asked) == ("2", False) else None
+        if pages is None or asked.get("prefix") != pages.prefix:
+            return self._ask(method, path, headers, body)
+        status, answered, content = self._ask(method, f"{path}&max-keys={pages.num_keys}", headers, body)
+        if status == 200:
+            pages.tell(_page(asked.get("continuation-token"), content))
+        return status, answered, content
+
+    def _ask(
+        self, method: str, path: str, headers: dict[str, str], body: bytes | None
+    ) -> tuple[int, list[tuple[str, str]], bytes]:
         connection = http.client.HTTPConnection("127.0.0.1", self._upstream_port, timeout=60)
         try:
             connection.request(method, path, body, headers)
@@ -126,6 +145,13 @@ class FaultyS3:
             return answer.status, answer.getheaders(), answer.read()
         finally:
             connection.close()
+
+
+def _page(token: str | None, content: bytes) -> Page:
+    document = ElementTree.fromstring(content)
+    space = document.tag.partition("}")[0] + "}" if "}" in document.tag else ""
+    keys = [unquote(found.text or "") for found in document.iterfind(f"{space}Contents/{space}Key")]
+    return Page(token, keys, document.findtext(f"{space}NextContinuationToken") or None)
 
 
 class _Server(ThreadingHTTPServer):
@@ -172,7 +198,6 @@ class _Handler(BaseHTTPRequestHandler):
             return
         headers = {name: value for name, value in self.headers.items() if name.lower() not in _HOP}
         status, answered, content = proxy.forward(self.command, self.path, headers, body)
-        proxy.listed(self.path)
         if fault is Fault.ANSWER_LOST:
             proxy.note(fault)
             self._reset()

@@ -16,7 +16,18 @@ from typing import Any
 
 import psutil
 
-__all__ = ["ROOT", "Driver", "clean_environment", "end_tree", "settings", "title_of", "wait_until"]
+from tests.chaos.corpus import BAD_DECODERS
+
+__all__ = [
+    "ROOT",
+    "Driver",
+    "clean_environment",
+    "end_tree",
+    "is_foreign",
+    "settings",
+    "title_of",
+    "wait_until",
+]
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -54,9 +65,14 @@ def settings(
     return {**_SETTINGS, **places, **(more or {})}
 
 
+def is_foreign(name: str) -> bool:
+    """Whether a variable of the environment would lead elsewhere: another Ray, store, account or proxy."""
+    return name.upper().startswith(("RAY_", "AWS_", "FSSPEC_", "BOTO_")) or name.lower().endswith("_proxy")
+
+
 def clean_environment(scratch: Path, more: Mapping[str, str] | None = None) -> dict[str, str]:
     """What a driver gets: a home and a folder for temporary files of its own, and nobody else's Ray."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "AWS_"))}
+    kept = {name: value for name, value in os.environ.items() if not is_foreign(name)}
     for name in ("home", "tmp"):
         (scratch / name).mkdir(parents=True, exist_ok=True)
     own = {
@@ -65,17 +81,27 @@ def clean_environment(scratch: Path, more: Mapping[str, str] | None = None) -> d
         "RAY_TMPDIR": str(scratch),
         "RAY_USAGE_STATS_ENABLED": "0",
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join((str(ROOT), str(BAD_DECODERS))),
+        "NO_PROXY": "127.0.0.1,localhost",
+        "no_proxy": "127.0.0.1,localhost",
     }
     return {**kept, **own, **(more or {})}
 
 
-def wait_until(condition: Callable[[], object], seconds: float, what: str) -> None:
-    """Look ten times a second. Raises TimeoutError that says what did not happen."""
+def wait_until(
+    condition: Callable[[], object], seconds: float, what: str, process: Driver | None = None
+) -> None:
+    """Look ten times a second. Raises TimeoutError that says what did not happen.
+
+    ``process``: nobody else can bring it about; AssertionError with what it said last, once it has ended.
+    """
     deadline = time.monotonic() + seconds
     while not condition():
+        if process is not None and not process.running and not condition():
+            raise AssertionError(f"{what}: the process has ended; it said: {process.tail()}")
         if time.monotonic() > deadline:
-            raise TimeoutError(f"not within {seconds:g} s: {what}")
+            said = "" if process is None else f"; it said: {process.tail()}"
+            raise TimeoutError(f"not within {seconds:g} s: {what}{said}")
         time.sleep(0.1)
 
 
@@ -186,8 +212,12 @@ class Driver:
         self._process.stdin.write(line + "\n")
         self._process.stdin.flush()
 
-    def signal(self, number: signal.Signals) -> None:
-        self._process.send_signal(number)
+    def signal(self, number: signal.Signals, *, whole_group: bool = False) -> None:
+        """To the process, or to its whole group, as ``timeout`` and a terminal do."""
+        if whole_group:
+            os.killpg(self.pid, number)
+        else:
+            self._process.send_signal(number)
 
     def wait(self, seconds: float) -> int:
         """The exit status. Raises TimeoutError with the last lines of output."""

@@ -6,6 +6,7 @@ import random
 import signal
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
@@ -14,11 +15,11 @@ import psutil
 
 from tests.chaos.jobs import Driver, title_of
 
-__all__ = ["Blow", "Kind", "Round", "fight", "find", "plan_round", "settle"]
+__all__ = ["Blow", "Kind", "Round", "fight", "find", "plan_kinds", "plan_round", "settle"]
 
-_STALLED_SECONDS = 60.0  # without the awaited progress a blow falls anyway
-_END_SECONDS = 90.0  # of a driver whose coordinator is gone
-_BUSY_SECONDS = 0.5  # to wait for a victim to be at work
+_STALLED_SECONDS = 120.0  # without the awaited progress a blow falls anyway
+_END_SECONDS = 180.0  # of a driver whose coordinator is gone
+_BUSY_SECONDS = 1.0  # to wait for a victim to be at work
 _WORD = {
     "coordinator": "ray::Coordinator",
     "worker": "ray::GpuWorker",
@@ -57,6 +58,12 @@ class Round:
     exit_status: int = 0
 
 
+def plan_kinds(chance: random.Random, kinds: Sequence[Kind], videos: int) -> tuple[Blow, ...]:
+    """A blow to each of these, in this order, while so many videos are done."""
+    moments = sorted(chance.randint(0, videos) for _ in kinds)
+    return tuple(Blow(kind, at, chance.uniform(0, 0.4)) for kind, at in zip(kinds, moments, strict=True))
+
+
 def plan_round(chance: random.Random, videos_per_round: int) -> tuple[Blow, ...]:
     """Blows in order of time; the last one ends the round, because driver or coordinator are gone."""
     last = chance.choice((Kind.DRIVER, Kind.COORDINATOR))
@@ -83,13 +90,7 @@ def fight(driver: Driver, blows: tuple[Blow, ...], chance: random.Random) -> Rou
     result = Round()
     for blow in blows:
         _await_moment(driver, blow)
-        victims = find(driver, blow.kind)
-        if not victims:
-            result.missed[blow.kind.value] += 1
-            continue
-        with suppress(psutil.NoSuchProcess):
-            _when_busy(chance.choice(victims)).kill()
-            result.hits[blow.kind.value] += 1
+        (result.hits if _strike(driver, blow.kind, chance) else result.missed)[blow.kind.value] += 1
     return result
 
 
@@ -115,6 +116,17 @@ def _await_moment(driver: Driver, blow: Blow) -> None:
     while driver.running and not find(driver, blow.kind) and time.monotonic() < deadline:
         time.sleep(0.1)
     time.sleep(blow.delay_seconds)
+
+
+def _strike(driver: Driver, kind: Kind, chance: random.Random) -> bool:
+    """Whether a victim was there to be hit; one that is just being replaced is waited for."""
+    deadline = time.monotonic() + _STALLED_SECONDS
+    while driver.running and time.monotonic() < deadline:
+        with suppress(psutil.NoSuchProcess, IndexError):
+            _when_busy(chance.choice(find(driver, kind))).kill()
+            return True
+        time.sleep(0.05)
+    return False
 
 
 def _when_busy(process: psutil.Process) -> psutil.Process:

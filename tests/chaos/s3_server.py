@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,10 +21,12 @@ from tests.chaos.jobs import ROOT, wait_until
 __all__ = ["BUCKET", "S3Server", "credentials", "key_of", "s3_server"]
 
 BUCKET = "chaos"  # of every test
+_TAIL_BYTES = 4000
 
 _SERVE = """
-import sys, threading, time
+import logging, sys
 from moto.server import ThreadedMotoServer
+logging.getLogger("werkzeug").setLevel(logging.ERROR)  # else a line for each request
 server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
 server.start()
 host, port = server.get_host_and_port()
@@ -80,29 +83,32 @@ def key_of(name: str) -> str:
 
 @contextmanager
 def s3_server() -> Iterator[S3Server]:
-    """Start it, and end it with its process."""
+    """Start it, and end it with its process. pytest shows what it complained about where a test fails."""
     fsspec.get_filesystem_class("s3").clear_instance_cache()  # they know the server of an earlier test
-    process: subprocess.Popen[Any] = subprocess.Popen(
-        [sys.executable, "-c", _SERVE],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        server = S3Server(int(process.stdout.readline()))
-        wait_until(lambda: _answers(server), 20, "moto answers")
-        yield server
-    finally:
-        process.stdin.close()
+    with tempfile.TemporaryFile() as complaints:
+        process: subprocess.Popen[Any] = subprocess.Popen(
+            [sys.executable, "-c", _SERVE],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=complaints,
+            text=True,
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
         try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            server = S3Server(int(process.stdout.readline()))
+            wait_until(lambda: _answers(server), 60, "moto answers")
+            yield server
+        finally:
+            complaints.seek(max(0, complaints.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            print(f"moto said: {complaints.read().decode(errors='replace')}", file=sys.stderr)
+            process.stdin.close()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
 def _answers(server: S3Server) -> bool:

@@ -1,23 +1,36 @@
 """An engine behind the interface of the real one that only looks at colours: quick, and without torch.
 
 Its caption is the mean colour of the frames, so a row that belongs to another video is seen. How slow it is
-says ``seconds_per_video`` in the config.json of the model's folder.
+says ``seconds_per_video`` in the config.json of the model's folder, which colour kills its process
+``deadly_colour``. In that folder it leaves a file ``.answering`` once it has begun; while there is a file
+``.hold`` it answers nothing.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import re
+import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-__all__ = ["StubEngine", "colour_of", "load", "write_model"]
+from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from flashvid.answers import Generation, VideoAnswers
+    from pipeline.engines import AnswersVideos
+
+__all__ = ["StubEngine", "colour_of", "load", "load_nowhere", "load_on_one", "write_model"]
 
 _LARGEST_SPREAD = 24.0  # of one channel within a good video, which has a single colour
+_DEADLY_DISTANCE = 14  # of a channel from the deadly colour
+_COLOUR = re.compile(r"colour (\d+) (\d+) (\d+)")
 
 
 @dataclass(frozen=True)
@@ -61,11 +74,15 @@ class _Answers:
 
 
 class StubEngine:
-    """Answers every prompt with the video's colour, after ``seconds_per_video``."""
+    """Answers every prompt with the video's colour, after ``seconds_per_video``; ``folder``: of the model."""
 
-    def __init__(self, seconds_per_video: float) -> None:
+    def __init__(
+        self, seconds_per_video: float, folder: Path | None = None, deadly_colour: Sequence[int] | None = None
+    ) -> None:
         self.vision = _Vision()
         self._seconds_per_video = seconds_per_video
+        self._folder = folder
+        self._deadly_colour = deadly_colour
 
     def answer(
         self,
@@ -75,15 +92,16 @@ class StubEngine:
         max_new_tokens: int | Sequence[int],
         baseline_tokens: int | None = None,
         prompts_per_batch: int | None = None,
-    ) -> _Answers:
+    ) -> VideoAnswers:
         """One generation per prompt: the colour."""
-        time.sleep(self._seconds_per_video)
         frames = np.asarray(video.frames)
+        self._follow_orders(frames)
+        time.sleep(self._seconds_per_video)
         units = -(-len(frames) // self.vision.temporal_patch_size)
         tokens = units * self.vision.tokens_per_unit(*frames.shape[1:3])
         after = max(1, min(tokens, baseline_tokens or tokens))
         rows, columns = (size // self.vision.patch_size for size in frames.shape[1:3])
-        return _Answers(
+        answers = _Answers(
             generations=tuple(_Generation(_described(frames)) for _ in prompts),
             visual_tokens_before=tokens,
             visual_tokens_after=after,
@@ -96,18 +114,28 @@ class StubEngine:
             grid_thw=(units, rows, columns),
             budget_tokens=after,
         )
+        return cast("VideoAnswers", answers)
 
-    def write(
-        self, prompts: Sequence[str], *, max_new_tokens: int | Sequence[int]
-    ) -> tuple[_Generation, ...]:
-        """Text from text: the prompts' lengths."""
-        return tuple(_Generation(f"{len(prompt)} letters") for prompt in prompts)
+    def _follow_orders(self, frames: np.ndarray[Any, Any]) -> None:
+        if self._folder is not None:
+            (self._folder / ".answering").touch()
+            while (self._folder / ".hold").exists():
+                time.sleep(0.02)
+        distance = np.abs(frames.reshape(-1, 3).mean(0) - (self._deadly_colour or np.inf))
+        if distance.max() <= _DEADLY_DISTANCE:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def write(self, prompt: str, *, max_new_tokens: int) -> Generation:
+        """Text from text: the mean of the colours that the prompt names, if they are one."""
+        named = np.array(_COLOUR.findall(prompt), np.float64)
+        pixels = named.reshape(1, -1, 1, 3)
+        return cast("Generation", _Generation(_described(pixels) if len(named) else "no colour"))
 
     def count_tokens(self, text: str) -> int:
         """Words."""
         return len(text.split())
 
-    def plan(self, video: Any, *, baseline_tokens: int | None = None) -> Any:
+    def plan(self, video: Any, *, baseline_tokens: int | None = None) -> tuple[Any, Any]:
         raise NotImplementedError("the stub keeps no tokens")
 
 
@@ -115,13 +143,44 @@ def load(config: Any, device: str) -> StubEngine:
     """What ``model.engine`` names."""
     folder = Path(config.model.name)
     settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return StubEngine(float(settings["seconds_per_video"]))
+    return StubEngine(float(settings["seconds_per_video"]), folder, settings.get("deadly_colour"))
 
 
-def write_model(folder: Path, seconds_per_video: float) -> Path:
+def load_on_one(config: Any, device: str) -> StubEngine:
+    """For ``model.engine``: only the first worker finds its checkpoint; the others once that one works."""
+    folder = Path(config.model.name)
+    try:
+        (folder / "taken").touch(exist_ok=False)
+    except FileExistsError:
+        deadline = time.monotonic() + 60.0
+        while not (folder / "working").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        raise UserError("there is no checkpoint on this machine") from None
+    return _Signalling(folder / "working")
+
+
+def load_nowhere(config: Any, device: str) -> StubEngine:
+    """For ``model.engine``: no worker finds its checkpoint."""
+    raise UserError("there is no checkpoint on this machine")
+
+
+class _Signalling(StubEngine):
+    def __init__(self, sign: Path) -> None:
+        super().__init__(0.2)
+        self._sign = sign
+
+    def answer(self, *arguments: Any, **options: Any) -> VideoAnswers:
+        self._sign.touch()
+        return super().answer(*arguments, **options)
+
+
+def write_model(
+    folder: Path, seconds_per_video: float, deadly_colour: tuple[int, int, int] | None = None
+) -> Path:
     """A folder that passes for a checkpoint."""
     folder.mkdir(parents=True)
     settings = {"model_type": "chaos_stub", "seconds_per_video": seconds_per_video}
+    settings |= {"deadly_colour": deadly_colour} if deadly_colour else {}
     (folder / "config.json").write_text(json.dumps(settings), encoding="utf-8")
     (folder / "model.safetensors").write_bytes(b"no weights")
     return folder
@@ -142,3 +201,7 @@ def _described(frames: np.ndarray[Any, Any]) -> str:
         return "many colours"
     red, green, blue = (round(value) for value in pixels.mean(0))
     return f"colour {red} {green} {blue}"
+
+
+if TYPE_CHECKING:  # the type checker's word that the stub can stand for an engine
+    _CONFORMS: AnswersVideos = StubEngine(0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.engines import AnswersVideos
 from tests.chaos.checks import (
     Output,
+    Witness,
     blameless_victims,
     problems_at_any_time,
     problems_at_the_end,
     read_output,
 )
 from tests.chaos.corpus import Expected, colour_number
+from tests.chaos.stub_engine import StubEngine
 from tests.integration.hostile import ROW
 
 pytestmark = pytest.mark.chaos
@@ -118,3 +122,35 @@ def test_part_that_cannot_be_read(tmp_path: Path) -> None:
     output = read_output(str(tmp_path))
     assert len(output.rows) == 1
     assert len(problems_at_any_time(output)) == 1
+
+
+def test_wrong_segment_of_a_video() -> None:
+    output = whole()
+    output.rows[0]["segments"] = [{"caption": row("x", 1)["caption"], "answers": row("x", 2)["answers"]}]
+    assert len(found(output)) == 1
+
+
+@pytest.mark.parametrize(
+    ("numbers", "is_well"), [((3,), True), ((1, 3), True), ((1,), False), ((3, 3), False)]
+)
+def test_rows_of_a_replaced_video(numbers: tuple[int, ...], is_well: bool) -> None:
+    expected = Expected(replaced={"a.mp4": (colour_number(1), colour_number(3))})
+    rows = [{**row("a.mp4", number), "version": f"v{at}"} for at, number in enumerate(numbers)]
+    assert (problems_at_the_end(Output(rows, [], []), expected, CORPUS) == []) == is_well
+
+
+def test_row_that_was_there_and_is_gone(tmp_path: Path) -> None:
+    (tmp_path / "videos").mkdir()
+    for name in ("a.mp4", "b.mp4"):
+        pq.write_table(pa.Table.from_pylist([row(name, 1)]), tmp_path / "videos" / f"{name}.parquet")
+    witness = Witness(str(tmp_path))
+    assert witness.look() == []
+    (tmp_path / "videos" / "b.mp4.parquet").unlink()
+    assert witness.look() == ["the row of b.mp4 v is gone"]
+
+
+@pytest.mark.parametrize("name", ["answer", "write", "count_tokens", "plan"])
+def test_the_stub_takes_what_an_engine_takes(name: str) -> None:
+    wanted, got = (inspect.signature(getattr(kind, name)).parameters for kind in (AnswersVideos, StubEngine))
+    kinds = [[(each.name, each.kind, each.default) for each in which.values()] for which in (wanted, got)]
+    assert kinds[0] == kinds[1]

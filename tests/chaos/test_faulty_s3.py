@@ -5,11 +5,11 @@ from __future__ import annotations
 import http.client
 import time
 from collections.abc import Iterator
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import pytest
 
-from tests.chaos.faulty_s3 import Fault, FaultyS3, Rates
+from tests.chaos.faulty_s3 import Fault, FaultyS3, Page, Pages, Rates
 from tests.chaos.s3_server import S3Server, s3_server
 
 pytestmark = pytest.mark.chaos
@@ -96,3 +96,20 @@ def test_one_seed_gives_one_sequence(server: S3Server) -> None:
 
     assert fates(7) == fates(7)
     assert fates(7) != fates(8)
+
+
+def test_listings_of_one_prefix_come_in_small_pages_that_are_told(server: S3Server) -> None:
+    names = [f"many/{number} \N{SNOWMAN}" for number in range(5)]
+    for name in [*names, "many-others"]:
+        server.put("bucket", name, b"")
+    told: list[Page] = []
+    query = "/bucket?list-type=2&encoding-type=url&prefix="
+    with FaultyS3(server.port, 1, Rates(share=0.0), Pages("many/", 2, told.append)) as proxy:
+        ask(proxy, path=f"{query}many")
+        ask(proxy, path=f"{query}many%2F&max-keys=1")
+        assert told == [], "another prefix, and a look whether anything is there"
+        ask(proxy, path=f"{query}many%2F")
+        while (token := told[-1].next_token) is not None:
+            ask(proxy, path=f"{query}many%2F&continuation-token={quote(token, safe='')}")
+    assert [page.keys for page in told] == [names[:2], names[2:4], names[4:]]
+    assert [page.token for page in told] == [None, told[0].next_token, told[1].next_token]

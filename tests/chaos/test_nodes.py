@@ -23,20 +23,25 @@ def test_removed_node_and_one_that_comes_later(
     scratch: Path, environment: dict[str, str], say: Callable[[str], None]
 ) -> None:
     expected = write_corpus(scratch / "videos", num_videos=120, num_hostile=6)
-    job = settings(scratch / "videos", scratch / "out", write_model(scratch / "model", 0.2))
+    model = write_model(scratch / "model", 0.2)
+    job = settings(scratch / "videos", scratch / "out", model)
     environment = {**environment, **TOKEN}
     with ray_cluster(environment, num_cpus=1) as cluster:
         second = cluster.add(num_cpus=1)
         with Driver({**job, "ray.address": cluster.address}, environment) as driver:
-            wait_until(lambda: _working(driver) == 2, 120, "both workers are ready")
+            wait_until(lambda: _working(driver) == 2, 240, "both workers are ready", driver)
             settled = driver.settled
-            wait_until(lambda: driver.settled > settled + 4, 60, "they work")
+            wait_until(lambda: driver.settled > settled + 4, 120, "they work", driver)
             assert _workers_below(cluster.raylets[second]) == 1, "one worker of two is on the second node"
             cluster.remove(second)
             at_removal = driver.settled
-            wait_until(lambda: driver.settled > at_removal + 8, 90, "the rest goes on")
+            wait_until(lambda: driver.settled > at_removal + 8, 180, "the rest goes on", driver)
+            (model / ".hold").touch()  # or all would be done before the new node is there
             third = cluster.add(num_cpus=1)
-            wait_until(lambda: _workers_below(cluster.raylets[third]) == 1, 60, "the new node is used")
+            wait_until(
+                lambda: _workers_below(cluster.raylets[third]) == 1, 180, "the new node is used", driver
+            )
+            (model / ".hold").unlink()
             assert driver.wait(240) == 0, driver.tail()
     report = driver.last("report")
     assert report is not None

@@ -51,7 +51,7 @@ def _race_all(scratch: Path, environment: dict[str, str], output: str, say: Call
         racers = [stack.enter_context(Driver({}, environment, command=command)) for _ in range(2)]
         for racer in racers:
             racer.say(json.dumps({"values": job}))
-        wait_until(lambda: all(racer.last("joined") for racer in racers), 60, "both drivers have joined")
+        wait_until(lambda: all(racer.last("joined") for racer in racers), 180, "both drivers have joined")
         for number in range(TRIES):
             uri = f"{output}/{number:02}"
             winners[_race(racers, {**job, "output.uri": uri}, number)] += 1
@@ -67,13 +67,13 @@ def _race(racers: list[Driver], job: dict[str, object], number: int) -> int:
     request = json.dumps({"values": job, "at": time.time() + LEAD_SECONDS})
     for racer in racers if number % 2 else reversed(racers):
         racer.say(request)
-    wait_until(lambda: all(racer.events for racer in racers), 60, f"try {number}: both have decided")
+    wait_until(lambda: all(racer.events for racer in racers), 120, f"try {number}: both have decided")
     decided = [racer.events[0]["event"] for racer in racers]
     assert sorted(decided) == ["holds", "refused"], f"try {number}: {[racer.events for racer in racers]}"
     winner = decided.index("holds")
     refusal = racers[1 - winner].events[0]["text"]
     racers[winner].say("go on")
-    wait_until(lambda: len(racers[winner].events) > 1, 60, f"try {number}: the winner ends")
+    wait_until(lambda: len(racers[winner].events) > 1, 120, f"try {number}: it ends", racers[winner])
     report = racers[winner].events[1]
     assert (report["event"], report.get("exit_status")) == ("report", 0), report
     assert report["run_id"] in refusal, "the refusal names the run that holds the output"
