@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 import zlib
 from dataclasses import dataclass
 from enum import IntEnum
@@ -86,19 +87,21 @@ class State(IntEnum):
 class Entry:
     """One video that is not done. ``attempts`` are those recorded so far, in all runs.
 
-    ``alone``: only in a worker that holds nothing else. ``known_at``: when its worker last named it.
+    ``alone``: only in a worker that holds nothing else. ``missed_at``: since when its worker has not
+    named it, inf: it has. ``ticket``: of its place in the queues; another place there is void.
     """
 
     __slots__ = (
         "alone",
         "attempts",
         "failures",
-        "known_at",
         "leased_at",
+        "missed_at",
         "ref",
         "started",
         "state",
         "strikes",
+        "ticket",
         "worker_id",
     )
 
@@ -111,7 +114,9 @@ class Entry:
         self.state = State.SUSPECT if self.alone else State.PENDING
         self.started = False
         self.worker_id: str | None = None
-        self.leased_at = self.known_at = 0.0
+        self.leased_at = 0.0
+        self.missed_at = math.inf
+        self.ticket = 0
 
     @property
     def key(self) -> Key:
@@ -122,6 +127,8 @@ class Entry:
         return LeasedVideo(self.ref, self.attempts + 1)
 
 
+_DRAWS = 20  # most places are good ones, unless nearly all that is left was taken out of turn
+
 _Ranked = tuple[int, int, int, int, Entry]  # -strikes, failures, -bytes, serial; the serial is unique
 
 
@@ -130,7 +137,7 @@ class Backlog:
 
     Order: most strikes first, so that a poison file is done with before the next one kills a worker; then
     first attempts before retries, large before small, as listed. An entry that left its state while it waited
-    (a late row settled it) is void, and is dropped when its turn comes.
+    (a late row settled it), or was taken out of turn, leaves a void place, dropped when its turn comes.
     """
 
     def __init__(self) -> None:
@@ -142,6 +149,7 @@ class Backlog:
     def put(self, entry: Entry, due: float = 0.0) -> None:
         """Queue an entry by its state; ``due`` says when a WAITING one may go on."""
         self._serial += 1
+        entry.ticket = self._serial
         if entry.state is State.WAITING:
             heapq.heappush(self._waiting, (due, self._serial, entry))
             return
@@ -152,21 +160,20 @@ class Backlog:
         """Remove up to ``limit`` entries that any worker may have."""
         taken: list[Entry] = []
         while self._pending and len(taken) < limit:
-            entry = heapq.heappop(self._pending)[-1]
-            if entry.state is State.PENDING:
+            *_, serial, entry = heapq.heappop(self._pending)
+            if entry.state is State.PENDING and entry.ticket == serial:
                 taken.append(entry)
         return taken
 
     def take_any(self, turn: int) -> list[Entry]:
         """Remove one entry that any worker may have, whatever its rank; another ``turn``, another entry."""
-        taken: list[Entry] = []
-        while self._pending and not taken:
-            place = zlib.crc32(f"{turn} {len(self._pending)}".encode()) % len(self._pending)
-            self._pending[place], self._pending[-1] = self._pending[-1], self._pending[place]
-            entry = self._pending.pop()[-1]
-            taken = [entry] if entry.state is State.PENDING else []
-        heapq.heapify(self._pending)
-        return taken
+        for draw in range(_DRAWS if self._pending else 0):
+            place = zlib.crc32(f"{turn} {draw}".encode()) % len(self._pending)
+            *_, serial, entry = self._pending[place]
+            if entry.state is State.PENDING and entry.ticket == serial:
+                entry.ticket = 0
+                return [entry]
+        return self.take(1)
 
     def take_suspect(self) -> list[Entry]:
         """Remove one entry that must run alone; an empty list where there is none."""

@@ -60,7 +60,7 @@ def _check_bucket(uri: str) -> None:
     """Whether S3 says that there is no such bucket; other stores do not tell that from an empty folder."""
     filesystem, root = open_filesystem(uri)
     try:
-        retry(lambda: filesystem.ls(root))
+        retry(lambda: filesystem.ls(f"{root}/_lock"))  # the output itself may lie in a folder of millions
     except FileNotFoundError as error:
         if type(error.__cause__).__name__ == "NoSuchBucket":
             raise UserError(

@@ -32,6 +32,7 @@ __all__ = ["RemoteCoordinator", "run_job"]
 
 _LEAVE_SECONDS = 2.0  # for workers that have nothing left to do
 _OPEN_SECONDS = 10.0
+_SURE = 3  # workers that failed with a mistake of the user's, and none that did not
 _CALLS_AT_ONCE = 32
 _MOST_SECONDS = 1e9  # that Ray can wait
 
@@ -65,7 +66,7 @@ class _Driver:
         self._actors: dict[str, Any] = {}
         self._pending: dict[Any, tuple[str, str]] = {}  # reference -> worker id, what it waits for
         self.user_error: UserError | None = None
-        self._failed_call = ""
+        self._failed_call, self._num_user_errors = "", 0
 
     def drive(self, on_progress: Callable[[Progress], None]) -> str | None:
         """Until every video is settled; why not, where the run cannot go on."""
@@ -73,14 +74,16 @@ class _Driver:
             progress: Progress = _answer(self._coordinator.status.remote())
             on_progress(progress)
             self._forgive_user_error(progress)
-            if progress.error or progress.is_done or self.user_error:
-                return progress.error or (str(self.user_error) if self.user_error else None)
+            if progress.error or progress.is_done:
+                return progress.error
             verdict = self._fleet.verdict(progress, time.monotonic())
+            if self.user_error and (verdict or self._is_sure):
+                return str(self.user_error)
             if verdict is not None:
                 return verdict if self._fleet.has_loaded else f"{verdict}. {self._offer()}"
             for worker_id in self._fleet.alive.intersection(progress.lost_workers):
                 self._bury(worker_id, "it fell silent", progress)
-            for _ in range(self._fleet.num_missing(progress)):
+            for _ in range(0 if self.user_error else self._fleet.num_missing(progress)):
                 self._start()
             self._take_ended(progress)
 
@@ -131,13 +134,20 @@ class _Driver:
         cause = getattr(error, "cause", None)
         if isinstance(cause, UserError):
             self.user_error, self._failed_call = cause, call
+            self._num_user_errors += 1
         return isinstance(cause, UserError)
 
     def _forgive_user_error(self, progress: Progress) -> None:
         """What others could do is not the job's mistake, but one machine's: a broken disk, a missing file."""
         can_load = self._fleet.has_loaded or progress.workers.get("ready", 0) > 0
         if can_load if self._failed_call == "load" else progress.num_settled > 0:
-            self.user_error = None
+            self.user_error, self._num_user_errors = None, 0
+
+    @property
+    def _is_sure(self) -> bool:
+        """Whether it is the job's mistake: many say so, or nobody is left who may do better."""
+        may_do_better = self._fleet.is_starting if self._failed_call == "load" else self._fleet.alive
+        return self._num_user_errors >= _SURE or not may_do_better
 
     def _bury(self, worker_id: str, why: str, progress: Progress, is_unfit: bool = False) -> None:
         """Forget a worker that died or must; its process too may still be there."""

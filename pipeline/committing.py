@@ -185,6 +185,11 @@ class KeptLock:
             else:
                 self._kept_at = began
 
+    @property
+    def is_held(self) -> bool:
+        """Whether the output is ours, as far as is known."""
+        return self._is_held
+
     def release(self) -> None:
         """Give the output back; a heartbeat after this does nothing."""
         with self._beating:

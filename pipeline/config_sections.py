@@ -78,7 +78,8 @@ class CorpusConfig(Section):
     @classmethod
     def _names_are_text(cls, value: Any) -> Any:
         names = [value] if isinstance(value, str) else value
-        return dict.fromkeys(names, "string") if isinstance(names, list | tuple) else value
+        is_list = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+        return dict.fromkeys(names, "string") if is_list else value
 
     @field_validator("columns")
     @classmethod

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import gc
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -153,7 +153,7 @@ def _claimed_end(container: Any, stream: Any) -> float:
     if may_jump(container):  # no claim but libav's estimate
         return 0.0
     start = origin_seconds(container) or 0.0
-    tags = (value for name, value in stream.metadata.items() if name.upper().startswith("DURATION"))
+    tags = _duration_tags(stream.metadata)
     tagged = next((found for found in map(_TAGGED_DURATION.match, tags) if found), None)
     if tagged:  # by some muxers as the end on the file's clock
         hours, minutes, seconds = map(float, tagged.groups())
@@ -164,6 +164,12 @@ def _claimed_end(container: Any, stream: Any) -> float:
     if container.duration is not None and len(container.streams) == 1:
         return float(container.duration) / float(av.time_base) - max(0.0, start)
     return 0.0
+
+
+def _duration_tags(tags: Mapping[str, str]) -> list[str]:
+    """The muxer's own first: one with a language may be left from the file that this was made of."""
+    names = [name for name in tags if name.upper().startswith("DURATION")]
+    return [tags[name] for name in sorted(names, key=len)]
 
 
 def head_of(path: str) -> bytes:

@@ -56,8 +56,10 @@ class Coordination(Desk):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", StorageWarning)
             self._lock.acquire(self._run.run_id, self._run.driver_pid)
-        self._warnings = tuple(str(one.message) for one in caught)
+        self._warnings = tuple(str(one.message) for one in caught if issubclass(one.category, StorageWarning))
         try:
+            if self._finished:  # while it waited for the lock
+                raise UserError("stopped before the output was taken")
             fingerprint = self._run.fingerprint
             self._store.clean()
             self._store.bind(fingerprint, self._config.identity(self._run.model_revision))
@@ -178,7 +180,8 @@ class Coordination(Desk):
             self._results.commit(everything=True)
         with self._kept_error():
             report = self._report(interrupted, error)
-            self._store.write_run(report.run_id, report.to_record())
+            if self._lock.is_held:  # else it is another's output
+                self._store.write_run(report.run_id, report.to_record())
         with self._kept_error():
             self._lock.release()
         self._metrics.close()

@@ -116,7 +116,8 @@ class _Corpus:
             for entry in self._listing.entries(self._admits(self._inputs, self._file_patterns())):
                 video_id = derived_id(entry.uri)
                 if self._wants(video_id):
-                    yield Found(VideoRef(video_id, entry.uri, entry.version, entry.size_bytes))
+                    ref = VideoRef(video_id, entry.uri, entry.version, entry.size_bytes)
+                    yield Found(ref if entry.problem is None else replace(ref, problem=entry.problem))
         elif self._format == "manifest":
             is_set = "include" in self._config.model_fields_set
             admits = self._admits(self._inputs, self._config.include if is_set else ())

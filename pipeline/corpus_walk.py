@@ -13,6 +13,7 @@ from fsspec.utils import glob_translate
 
 from pipeline.errors import UserError
 from pipeline.identity import NO_VERSION, IdSet
+from pipeline.records import Problem
 
 __all__ = [
     "Entry",
@@ -50,12 +51,16 @@ _SAME_SCHEME = {"s3a": "s3", "gcs": "gs", "abfs": "az", "abfss": "az"}
 
 
 class Entry(NamedTuple):
-    """One file: its canonical uri, its path relative to the root, and what tells two contents apart."""
+    """One file: its canonical uri, its path relative to the root, and what tells two contents apart.
+
+    ``problem``: why that could not be found out, where reading the file would not tell.
+    """
 
     uri: str
     relative: str
     version: str
     size_bytes: int
+    problem: Problem | None = None
 
 
 class Listing(Protocol):

@@ -8,16 +8,16 @@ from typing import Any
 from urllib.parse import unquote
 
 from pipeline.corpus_walk import Entry, glob_pattern
-from pipeline.errors import UserError
+from pipeline.errors import Reason, UserError
 from pipeline.identity import NO_VERSION
 from pipeline.map_ahead import map_ahead
-from pipeline.stores import ask_store, content_version
+from pipeline.records import Problem
+from pipeline.stores import Hosts, ask_store, content_version
 
 __all__ = ["WebListing"]
 
 MAX_DEPTH = 64  # folders: a server follows links that lead back, and nothing tells
 _NUM_LOOK_UPS = 32  # at once: a page names files, but not their versions
-_RETRY_SECONDS = 20.0
 _GLOB_PART = re.compile(r"[*\[]")
 
 
@@ -29,6 +29,7 @@ class WebListing:
     def __init__(self, uri: str, store: Any, is_pruned: Callable[[str], bool]) -> None:
         self.root = uri
         self._store, self._is_pruned = store, is_pruned
+        self._hosts = Hosts()
         self._glob: re.Pattern[str] | None = None
         self._max_depth: int | None = None
         self._info: Mapping[str, Any] | None = None
@@ -88,12 +89,12 @@ class WebListing:
     def _entry(self, found: tuple[str, str]) -> Entry:
         uri, relative = found
         try:
-            info: Mapping[str, Any] = ask_store(self._store.info, uri, seconds=_RETRY_SECONDS)
+            info: Mapping[str, Any] = self._hosts.ask(uri, self._store.info, uri)
         except (FileNotFoundError, PermissionError):
             return Entry(uri, relative, NO_VERSION, 0)  # reading it says the same, in its own time
         except Exception as error:  # every store has errors of its own
-            what = f"{type(error).__name__}: {error}"
-            raise UserError(f"corpus.uri={self.root!r}: {uri!r} cannot be looked up: {what}") from error
+            message = f"{uri!r} cannot be looked up: {type(error).__name__}: {error}"[:500]
+            return Entry(uri, relative, NO_VERSION, 0, Problem(Reason.READ_ERROR, message))
         return _entry(uri, relative, info)
 
     def _ask(self, method: Callable[..., Any], uri: str, **named: Any) -> Any:

@@ -89,16 +89,17 @@ class Fleet:
     """Workers by id, how many there should be, and how often they failed. Times are monotonic seconds.
 
     A worker that leaves of its own accord is not replaced while others live; one that dies is, while videos
-    wait. Failures to start are limited in a row, and so are crashes without any video finished between them.
+    wait. Failures to start are limited in a row, and so are crashes without any video finished between them,
+    unless one worker has outlived them all: it is at a long video then, and the machine of the others is bad.
     """
 
     def __init__(self, count: int, start_seconds: float, now: float) -> None:
         self._count = self._wanted = count
         self._start_seconds = start_seconds
         self._starting: set[str] = set()
-        self._ready: set[str] = set()
+        self._ready: dict[str, int] = {}  # with the deaths before it
         self._num_created = 0
-        self._start_failures = self._crashes = 0
+        self._start_failures = self._crashes = self._deaths = 0
         self._settled_at_crash = 0
         self._last_error = ""
         self.has_loaded = False  # whether any worker ever has
@@ -107,7 +108,12 @@ class Fleet:
     @property
     def alive(self) -> set[str]:
         """Workers asked for and not ended."""
-        return self._starting | self._ready
+        return self._starting | self._ready.keys()
+
+    @property
+    def is_starting(self) -> bool:
+        """Whether some may still become ready."""
+        return bool(self._starting)
 
     def create(self) -> str:
         """The id of one more worker."""
@@ -119,13 +125,13 @@ class Fleet:
     def ready(self, worker_id: str) -> None:
         """It has loaded the model."""
         self._starting.discard(worker_id)
-        self._ready.add(worker_id)
+        self._ready[worker_id] = self._deaths
         self._start_failures = 0
         self.has_loaded = True
 
     def left(self, worker_id: str) -> None:
         """It ended of its own accord."""
-        self._ready.discard(worker_id)
+        self._ready.pop(worker_id, None)
         self._wanted = max(0, self._wanted - 1)
 
     def died(self, worker_id: str, error: str, num_settled: int, *, is_unfit: bool = False) -> None:
@@ -139,11 +145,12 @@ class Fleet:
         if worker_id in self._starting:
             self._start_failures += 1
         else:
+            self._deaths += 1
             self._crashes = self._crashes + 1 if num_settled == self._settled_at_crash else 1
             self._settled_at_crash = num_settled
             self._start_failures = 0  # this one could start, so the next may: a bad machine must not end it
         self._starting.discard(worker_id)
-        self._ready.discard(worker_id)
+        self._ready.pop(worker_id, None)
 
     def num_missing(self, progress: Progress) -> int:
         """How many workers to start now."""
@@ -158,13 +165,18 @@ class Fleet:
         """Why the run cannot go on; None while it can."""
         if self._ready or not progress.num_waiting:
             self._without_ready_since = now
-        if self._crashes >= max(_MAX_CRASHES, _CRASHES_PER_WORKER * self._count):
+        if self._crashes >= max(_MAX_CRASHES, _CRASHES_PER_WORKER * self._count) and not self._has_survivor:
             return f"{self._crashes} workers in a row died at their work; the last: {self._last_error}"
         if not self.alive and self._start_failures >= self._max_start_failures:
             return f"no worker could start, {self._start_failures} tries; the last: {self._last_error}"
         if now - self._without_ready_since > self._start_seconds:
             return f"no worker became ready within limits.worker_start_seconds={self._start_seconds:g}"
         return None
+
+    @property
+    def _has_survivor(self) -> bool:
+        """Whether one has been at work through all the deaths in a row."""
+        return any(before <= self._deaths - self._crashes for before in self._ready.values())
 
     @property
     def _max_start_failures(self) -> int:

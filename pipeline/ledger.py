@@ -6,6 +6,7 @@ listed = indexed + failed + skipped. All times are seconds of one monotonic cloc
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from pipeline.records import VideoRef
 __all__ = ["MANY_CRASHES", "Counts", "History", "Key", "Lease", "LeasedVideo", "Ledger", "Struck"]
 
 _JITTER = 0.25  # a retry comes up to this share earlier: what failed together does not return together
-MANY_CRASHES = 5  # in a row, without a row between them
+MANY_CRASHES = 5  # in a row, without a row or a final failure between them
 
 
 @dataclass(slots=True)
@@ -39,8 +40,8 @@ class Ledger:
     Order: first attempts before retries, large before small; last, and each alone in its worker, the
     suspects, most strikes first: videos with a strike, and those that ran out of memory, which is no strike,
     but may go well with the memory of the others. After MANY_CRASHES, one at a time from anywhere in the
-    order: it may be its first thousand videos that kill workers. Every operation is O(log n), but that one.
-    A video that is done leaves only a count: ids must be unique, and memory goes with what is not done.
+    order: it may be its first thousand videos that kill workers. Every operation is O(log n). A video that is
+    done leaves only a count: ids must be unique, and memory goes with what is not done.
     """
 
     def __init__(
@@ -104,7 +105,7 @@ class Ledger:
             return None
         for entry in taken:
             self._move(entry, State.LEASED)
-            entry.worker_id, entry.leased_at, entry.known_at = worker_id, now, now
+            entry.worker_id, entry.leased_at, entry.missed_at = worker_id, now, math.inf
             worker.held[entry.ref.video_id] = entry
         self._num_leases += 1
         return Lease(f"lease-{self._num_leases}", worker_id, tuple(entry.leased() for entry in taken))
@@ -142,6 +143,7 @@ class Ledger:
         entry.failures += 1
         entry.alone |= reason is Reason.OUT_OF_MEMORY
         if not reason.is_transient or entry.failures >= self._attempts:
+            self._crashes = 0
             self._finish(entry, State.FAILED)
             return True
         self._let_go(entry)
@@ -177,14 +179,13 @@ class Ledger:
     def forget(self, worker_id: str, known: Iterable[Key], now: float, limit_seconds: float) -> list[Struck]:
         """Take back what the worker holds but does not know of; returns the attempts that this ended.
 
-        ``known``: all that it says it has. A video counts as forgotten once it has not been named for longer
-        than the limit. That is a strike, started or not: one that is forgotten every time must have an end.
+        ``known``: all that it says it has. Forgotten is what that lacks time after time, for longer than the
+        limit: one list may be older than the lease. It is a strike, so that there is an end to it.
         """
         worker, names = self._worker(worker_id, now), set(known)
         for entry in worker.held.values():
-            if entry.key in names:
-                entry.known_at = now
-        forgotten = [entry for entry in worker.held.values() if now - entry.known_at > limit_seconds]
+            entry.missed_at = min(entry.missed_at, now) if entry.key not in names else math.inf
+        forgotten = [entry for entry in worker.held.values() if now - entry.missed_at > limit_seconds]
         return [self._strike(entry) for entry in forgotten]
 
     def holds(self, worker_id: str, key: Key) -> bool:

@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime, timezone
 from typing import IO, Any, NamedTuple, cast
 
 import pyarrow as pa
@@ -156,14 +157,22 @@ def _check_footer(file: IO[bytes], uri: str) -> None:
 
 
 def _plain(column: pa.Array) -> list[Any]:
-    """Python values. Times in microseconds; text not UTF-8 comes as bytes, a far-off time as number."""
-    kind = column.type
-    if pa.types.is_timestamp(kind) and kind.unit == "ns":
-        column = column.cast(pa.timestamp("us", tz=kind.tz), safe=False)
+    """Python values. Times in microseconds, with a zone in UTC; text not UTF-8 is bytes, far-off times ints.
+
+    Arrow would ask the machine for its list of zones, which may lack one; what it stores is UTC.
+    """
+    zone = None
+    if pa.types.is_timestamp(column.type):
+        zone, unit = column.type.tz, column.type.unit
+        column = column.cast(pa.int64()).cast(pa.timestamp(unit))
+        column = column.cast(pa.timestamp("us"), safe=False) if unit == "ns" else column
     try:
-        return list(column.to_pylist())
+        values = list(column.to_pylist())
     except (ValueError, OverflowError):
-        return [_plain_scalar(scalar) for scalar in column]
+        values = [_plain_scalar(scalar) for scalar in column]
+    if zone is None:
+        return values
+    return [one.replace(tzinfo=timezone.utc) if isinstance(one, datetime) else one for one in values]
 
 
 def _plain_scalar(scalar: Any) -> Any:

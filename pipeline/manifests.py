@@ -18,12 +18,11 @@ from pipeline.identity import NO_VERSION, Found, derived_id, own_version
 from pipeline.manifest_files import Row, Wanted, read_rows
 from pipeline.map_ahead import map_ahead
 from pipeline.records import Problem, VideoRef
-from pipeline.stores import ask_store, content_version, open_store
+from pipeline.stores import Hosts, content_version, open_store
 
 __all__ = ["list_manifest"]
 
 _NUM_LOOK_UPS = 32  # at once
-_RETRY_SECONDS = 20.0
 _T = TypeVar("_T")
 
 
@@ -44,10 +43,11 @@ def list_manifest(
     wanted = _wanted(config)
     fields = Fields(config)
     needs_size = config.min_video_bytes > 0
+    hosts = Hosts()
 
     def rows() -> Iterator[_Pending]:
         for file in files:
-            manifest = _Manifest(file.uri, fields)
+            manifest = _Manifest(file.uri, fields, hosts)
             for row in read_rows(file.uri, wanted):
                 pending = manifest.pending(row, admits, needs_size)
                 if pending is not None and wants(pending.found.ref.video_id):
@@ -87,8 +87,8 @@ class _Pending(NamedTuple):
 class _Manifest:
     """One manifest: where its relative uris start, and how its rows are named."""
 
-    def __init__(self, uri: str, fields: Fields) -> None:
-        self._uri, self._fields = uri, fields
+    def __init__(self, uri: str, fields: Fields, hosts: Hosts) -> None:
+        self._uri, self._fields, self._hosts = uri, fields, hosts
         path = local_path_of(uri)
         self._is_local = path is not None
         place = path if path is not None else without_query(uri)
@@ -123,7 +123,7 @@ class _Manifest:
         found = Found(ref, self._uri, row.number)
         if is_complete:
             return _Pending(found)
-        return _Pending(found, _asking(uri, path), is_quick=path is not None)
+        return _Pending(found, _asking(uri, path, self._hosts), is_quick=path is not None)
 
     def _resolve(self, written: str) -> tuple[str, str | None]:
         """The canonical uri, and the path where it is local. Relative uris start at the manifest's folder."""
@@ -179,12 +179,12 @@ def _look_up(pending: _Pending) -> Found:
     )
 
 
-def _asking(uri: str, path: str | None) -> Callable[[], _State]:
+def _asking(uri: str, path: str | None, hosts: Hosts) -> Callable[[], _State]:
     """Opens the store here: one per thread of those who ask would be many."""
     if path is not None:
         return partial(_ask_disk, path)
     try:
-        return partial(_ask_store, uri, *open_store(uri))
+        return partial(_ask_store, hosts, uri, *open_store(uri))
     except Exception as error:  # every store has errors of its own
         reason = Reason.READ_ERROR if isinstance(error, OSError) else Reason.INVALID_INPUT
         problem = Problem(reason, f"{uri!r} cannot be opened: {type(error).__name__}: {error}"[:500])
@@ -209,9 +209,9 @@ def _not_one(uri: str) -> Problem:
     return Problem(Reason.INVALID_INPUT, f"{uri!r} is a folder: a manifest names videos one by one")
 
 
-def _ask_store(uri: str, store: Any, path: str) -> _State:
+def _ask_store(hosts: Hosts, uri: str, store: Any, path: str) -> _State:
     try:
-        info: Mapping[str, Any] = ask_store(store.info, path, seconds=_RETRY_SECONDS)
+        info: Mapping[str, Any] = hosts.ask(uri, store.info, path)
     except (FileNotFoundError, PermissionError):
         return NO_VERSION, 0, None  # reading it says the same, in its own time
     except Exception as error:  # every store has errors of its own

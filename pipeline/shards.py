@@ -151,6 +151,8 @@ def _is_unknown(shard: Entry) -> bool:
 
 
 def _index_of(shard: Entry, opener: _Opener, wanted: frozenset[str], kept: _Kept) -> ShardIndex:
+    if shard.problem is not None:
+        return ShardIndex((), shard.problem)
     if shard.size_bytes == 0 and shard.version != NO_VERSION:
         return ShardIndex((), Problem(Reason.EMPTY_FILE, "is empty"))
     name = cache_name(shard, wanted)

@@ -123,7 +123,7 @@ class _Part:
 
 
 def read_words(store: OutputStore, fingerprint: str | None) -> tuple[Rows, LastWords]:
-    """What was said last of each video of a table; about 100 bytes a row while it is put together."""
+    """What was said last of each video of a table; about 250 bytes a row while it is put together."""
     finals = _finals(store, fingerprint) if fingerprint is not None else Finals()
     failed = SortedDigests(finals.keys)
     keys = KeySet(failed)

@@ -117,6 +117,7 @@ class _Transfer:
         self.num_bytes = 0
         self.num_bytes_expected = source.num_bytes or 0
         self._version: str | None = None  # what the first attempt found
+        self._has_versions = True
         self.progressed_at = time.monotonic()
 
     def abandon(self) -> None:
@@ -167,7 +168,7 @@ class _Transfer:
             if expected == self.num_bytes and size is None and file.read(1):
                 _refuse_changed(source, self.num_bytes + 1)
             if self._version not in (None, self._version_at_end(filesystem, path, file)):
-                _refuse_other(source)
+                self._refuse_other(filesystem, path, file)
         if expected is not None and self.num_bytes != expected:
             raise EOFError(f"ends after {self.num_bytes} of {expected} bytes")
 
@@ -176,12 +177,33 @@ class _Transfer:
         source = self._source
         if source.version is None and self.num_bytes_expected <= CHUNK_BYTES:
             return  # one request brings it whole
+        if not self._has_versions:
+            return
         now = _version_of_local(file) or _version_of_remote(filesystem, path, file, source)
-        if self._version is None and source.version is not None and _is_other(source.version, now):
-            _refuse_other(source)
-        if self._version is not None and now != self._version:
-            _refuse_other(source)
-        self._version = now
+        listed = source.version if self._version is None else None
+        is_other = _is_other(listed, now) if listed is not None else self._version not in (None, now)
+        if is_other:
+            self._refuse_other(filesystem, path, file)
+        self._version = now if self._has_versions else None
+
+    def _refuse_other(self, filesystem: Any, path: str, file: Any) -> None:
+        """Raises VideoError, unless the server tells another version at every request."""
+        if _version_of_local(file) is None and self._differs_always(filesystem, path):
+            self._has_versions = False
+            return
+        _refuse_other(self._source)
+
+    def _differs_always(self, filesystem: Any, path: str) -> bool:
+        """Asked twice in a row, and once more after a second: that is how fine web servers' times are."""
+        first = filesystem.info(path)
+        for seconds in (0.0, 1.1) if "Last-Modified" in first else (0.0,):
+            self._abandoned.wait(seconds)
+            again = filesystem.info(path)
+            if again.get("size") != first.get("size"):
+                return False
+            if _version_of(again, self._source) != _version_of(first, self._source):
+                return True
+        return False
 
     def _version_at_end(self, filesystem: Any, path: str, file: Any) -> str | None:
         """Asked again after the last byte; not of S3, which was told with every request what is meant."""

@@ -180,3 +180,16 @@ def test_names_that_lead_nowhere_are_the_inputs_fault(pools: dict[str, DecodePoo
         error = decode(pools["any"], uri).error
         assert error is not None
         assert (error.stage, error.reason) == (Stage.READING, Reason.INVALID_INPUT), uri
+
+
+def test_a_tag_left_from_another_file_is_no_claim(pools: dict[str, DecodePool], tmp_path: Path) -> None:
+    path, stale = with_sound(tmp_path / "a.mkv"), tmp_path / "stale.mkv"
+    with av.open(str(path)) as source, av.open(str(stale), "w") as target:
+        streams = {stream.index: target.add_stream_from_template(stream) for stream in source.streams}
+        streams[0].metadata.update({"DURATION-eng": "01:00:00.000000000"})
+        for packet in source.demux():
+            if packet.dts is not None:
+                packet.stream = streams[packet.stream.index]
+                target.mux(packet)
+    for decoder in ("decord", "pyav"):
+        assert frames_of(decode(pools[decoder], stale)).damage is None

@@ -70,7 +70,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.listed: dict[Key, Video] = {}
         self.held: dict[str, dict[Key, bool]] = {}  # worker -> video -> started
         self.ever_held: list[tuple[str, Key]] = []
-        self.crashes = 0  # in a row, without a row between them
+        self.crashes = 0  # in a row, without a row or a final failure between them
 
     @rule(number=st.integers(0, 6), size=st.integers(0, 5))
     def list_one(self, number: int, size: int) -> None:
@@ -202,6 +202,7 @@ class LedgerMachine(RuleBasedStateMachine):
         video.alone |= reason is Reason.OUT_OF_MEMORY
         assert is_final == (not reason.is_transient or video.failures >= ATTEMPTS)
         if is_final:
+            self.crashes = 0
             self._settle(key, "failed")
         else:
             video.due = self.now + LONG
@@ -245,7 +246,7 @@ class LedgerMachine(RuleBasedStateMachine):
         assert self.ledger.forget(worker, list(mine), self.now, LONG) == []
         self.now += LONG
         assert self.ledger.forget(worker, named, self.now, LONG) == [], "not before the time is over"
-        self.now += LONG
+        self.now += 2 * LONG
         forgotten = set(mine) - set(named)
         struck = self.ledger.forget(worker, named, self.now, LONG)
         assert {one.item.key for one in struck} == forgotten

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -149,14 +150,23 @@ def test_what_does_not_stand_in_the_way_is_not_refused(tmp_path: Path) -> None:
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.fixture
+def no_s3_clients() -> Iterator[None]:
+    """Clients are kept for all that runs in this process: others' have credentials, these have none."""
+    s3fs.S3FileSystem.clear_instance_cache()
+    yield
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
 @pytest.mark.parametrize("command", ["status", "verify", "compact", "export"])
-def test_a_store_without_credentials_is_one_line(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_without_credentials_is_one_line(
+    command: str, monkeypatch: pytest.MonkeyPatch, no_s3_clients: None
+) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
         monkeypatch.setenv(name, "/dev/null")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    s3fs.S3FileSystem.clear_instance_cache()  # clients of other tests have credentials
     result = call(command, "s3://bucket/index")
     assert result.exit_code == 2, result.output
     assert result.stderr.startswith("flashvid: 's3://bucket/index' cannot be used: NoCredentialsError")

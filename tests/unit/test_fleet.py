@@ -95,6 +95,19 @@ def test_gives_up_when_workers_die_without_getting_anywhere() -> None:
     assert "30 workers in a row" in str(fleet.verdict(at(pending=9), 1.0))
 
 
+def test_a_machine_whose_workers_die_does_not_end_the_run_of_one_at_a_long_video() -> None:
+    fleet = Fleet(2, 600.0, now=0.0)
+    survivor, bad = start(fleet, at(pending=9))
+    fleet.ready(survivor)
+    for _ in range(40):
+        fleet.ready(bad)
+        fleet.died(bad, "no decoder starts here", num_settled=0)
+        assert fleet.verdict(at(pending=9), 1.0) is None
+        (bad,) = start(fleet, at(pending=9))
+    fleet.died(survivor, "killed", num_settled=0)
+    assert "41 workers in a row" in str(fleet.verdict(at(pending=9), 1.0))
+
+
 def test_many_files_that_kill_workers_do_not_end_the_run() -> None:
     """A hundred that do, and larger than all others, so first in line; two workers."""
     ledger, fleet, now = Ledger(3, 3), Fleet(2, 600.0, now=0.0), 0.0

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import itertools
 import os
 import tarfile
+import time
 from collections.abc import Iterator
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,7 +19,7 @@ from typing import Any, ClassVar
 import fsspec
 import pytest
 
-from pipeline import manifests, transfers
+from pipeline import stores, transfers
 from pipeline.config import CorpusConfig
 from pipeline.corpus import list_videos, video_id_for
 from pipeline.corpus_remote import _account_in
@@ -24,7 +27,7 @@ from pipeline.corpus_walk import canonical_uri, local_path_of
 from pipeline.errors import Reason, UserError, VideoError
 from pipeline.records import VideoRef
 from pipeline.spooling import Spool
-from pipeline.stores import content_version, open_store, plain_error, reason_of
+from pipeline.stores import Hosts, content_version, open_store, plain_error, reason_of
 
 
 def refs(uri: Path | str, **options: Any) -> list[VideoRef]:
@@ -118,12 +121,64 @@ def test_a_web_server_that_hangs_up_is_asked_again(web: str) -> None:
 def test_a_row_whose_server_is_down_fails_and_is_not_taken_for_a_version(
     web: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(manifests, "_RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(stores, "_LOOK_UP_SECONDS", 0.0)
     urls = [f"{web}/200/a.mp4", f"{web}/503/a.mp4", "http://127.0.0.1:9/a.mp4", f"{web}/404/a.mp4"]
     found = refs(manifest(tmp_path, *urls))
     down = Reason.READ_ERROR
     assert [ref.problem and ref.problem.reason for ref in found] == [None, down, down, None]
     assert [ref.version for ref in found] == ["first", "0-0", "0-0", "0-0"]
+
+
+def test_rows_of_a_dead_host_cost_a_few_tries_however_many_they_are(
+    web: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = []
+    begin = stores._is_unreached
+    monkeypatch.setattr(stores, "_is_unreached", lambda error: tries.append(error) or begin(error))
+    dead = [f"http://127.0.0.1:9/{number}.mp4" for number in range(2000)]
+    found = refs(manifest(tmp_path, *dead, f"{web}/200/a.mp4"))
+    assert {ref.problem and ref.problem.reason for ref in found[:-1]} == {Reason.READ_ERROR}
+    assert {ref.version for ref in found[:-1]} == {"0-0"}
+    assert (found[-1].version, found[-1].problem) == ("first", None)
+    assert len(tries) < 100
+
+
+def test_a_host_that_is_back_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stores, "_FIRST_PAUSE_SECONDS", 0.0)
+    calls: list[str] = []
+
+    def info(path: str) -> str:
+        calls.append(path)
+        if len(calls) <= 5:
+            raise ConnectionRefusedError("nobody")
+        return "here"
+
+    hosts = Hosts()
+    answer = None
+    while answer is None:
+        with contextlib.suppress(ConnectionError):
+            answer = hosts.ask("http://a/x.mp4", info, "x")
+        time.sleep(0.001)
+    assert (answer, len(calls)) == ("here", 6)
+
+
+def test_a_host_with_many_broken_files_is_retried_less_and_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    allowed: list[float] = []
+
+    def ask_store(method: Any, *arguments: Any, seconds: float) -> Any:
+        allowed.append(seconds)
+        return method(*arguments)
+
+    def info(path: str) -> str:
+        raise _StatusCodeError(503)
+
+    monkeypatch.setattr(stores, "ask_store", ask_store)
+    hosts = Hosts()
+    for number in range(100):
+        with pytest.raises(_StatusCodeError):
+            hosts.ask("http://a/x.mp4", info, str(number))
+    assert allowed[0] == 20.0
+    assert sum(allowed) < 120.0
 
 
 def test_a_row_that_may_not_be_looked_at_is_left_to_who_reads_it(
@@ -236,6 +291,28 @@ def test_a_copy_is_not_put_together_from_two_contents(
     _Server.then = b"b" * 3000
     with pytest.raises(VideoError, match="changed since it was listed"):
         read(spool, ref)
+
+
+@pytest.mark.parametrize("name", ["ETag", "Last-Modified"])
+def test_a_server_that_names_another_version_each_time_is_read_without_them(
+    web: str, spool: Spool, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(transfers, "CHUNK_BYTES", 1000)
+    number = itertools.count()
+    send = _Server.send_header
+
+    def send_header(self: Any, keyword: str, value: str) -> None:
+        if keyword == "ETag":
+            keyword, value = name, f'"{next(number)}"'
+        send(self, keyword, value)
+
+    monkeypatch.setattr(_Server, "send_header", send_header)
+    _Server.body = b"a" * 3000
+    (whole,) = refs(f"{web}/200/a.mp4")
+    assert read(spool, whole) == b"a" * 3000
+    _Server.body = tar("1.mp4")
+    (member,) = refs(f"{web}/200/0.tar")
+    assert read(spool, member) == b"1.mp4" * 600
 
 
 @pytest.fixture

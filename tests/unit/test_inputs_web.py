@@ -12,10 +12,10 @@ from typing import Any
 import fsspec
 import pytest
 
-from pipeline import corpus_web
+from pipeline import corpus_web, stores
 from pipeline.config import CorpusConfig
 from pipeline.corpus import list_videos
-from pipeline.errors import UserError
+from pipeline.errors import Reason, UserError
 from pipeline.records import VideoRef
 
 FILES = ("a.MP4", "b.mp4", "notes.txt", "deep/er/c.mkv", "trash/d.mp4", "odd/é & 50%#[1] ?.mp4")
@@ -44,7 +44,7 @@ class _Page(BaseHTTPRequestHandler):
     def _answer(self, *, with_body: bool) -> None:
         is_page = self.path.endswith("/")
         body = self.page.encode() if is_page else b"abc"
-        self.send_response(200)
+        self.send_response(500 if "broken" in self.path else 200)
         self.send_header("Content-Type", "text/html" if is_page else "video/mp4")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -109,6 +109,20 @@ def test_other_links_of_a_page_are_passed_over(page: str, monkeypatch: pytest.Mo
     links = ("?C=N;O=D", "../", "/", "/up/x.mp4", "http://127.0.0.1:9/y.mp4", "a.mp4?raw", "#top", "b.mp4")
     monkeypatch.setattr(_Page, "page", "".join(f'<a href="{link}">x</a>' for link in (*links, "b.mp4")))
     assert [ref.uri for ref in refs(f"{page}/v/")] == [f"{page}/v/b.mp4"]
+
+
+def test_a_file_that_the_server_fails_at_is_one_failure(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stores, "_LOOK_UP_SECONDS", 0.0)
+    for suffix in ("mp4", "tar"):
+        names = [f"{name}.{suffix}" for name in ("a", "broken", "c")]
+        links = "".join(f'<a href="{name}">x</a>' for name in names)
+        monkeypatch.setattr(_Page, "page", links)
+        found = refs(f"{page}/v/", format="tar" if suffix == "tar" else "auto")
+        assert [ref.uri for ref in found] == [f"{page}/v/{name}" for name in names]
+        problem = found[1].problem
+        assert problem is not None
+        assert (problem.reason, found[1].version) == (Reason.READ_ERROR, "0-0")
+        assert "cannot be looked up" in problem.message
 
 
 def test_a_page_without_files_says_what_to_do(page: str) -> None:

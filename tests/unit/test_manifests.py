@@ -258,6 +258,18 @@ def test_columns_are_converted_and_fit_the_table(videos: Path) -> None:
     assert dict(empty.extra) == dict.fromkeys(columns)
 
 
+@pytest.mark.parametrize("zone", ["UTC", "America/New_York", "+02:00", "No/Where"])
+def test_a_time_with_a_zone_is_carried_over_in_utc(videos: Path, zone: str) -> None:
+    moment = datetime(2020, 1, 1, tzinfo=timezone.utc)
+    for unit in ("s", "ms", "us", "ns"):
+        times = pa.array([int(moment.timestamp()), None], pa.timestamp("s"))
+        times = times.cast(pa.timestamp(unit)).cast(pa.int64()).cast(pa.timestamp(unit, tz=zone))
+        pq.write_table(pa.table({"uri": ["a.mp4", "b.mp4"], "t": times}), videos / "m.parquet")
+        for kind, expected in (("string", "2020-01-01 00:00:00+00:00"), ("timestamp", moment)):
+            found = refs(videos / "m.parquet", columns={"t": kind})
+            assert [dict(ref.extra)["t"] for ref in found] == [expected, None]
+
+
 def test_a_moment_beyond_all_calendars_fails_its_row_only(videos: Path) -> None:
     for kind, beyond in ((pa.timestamp("us"), 2**62), (pa.date32(), 2**30)):
         table = pa.table({"uri": ["a.mp4", "b.mp4"], "t": pa.array([0, beyond], kind)})
