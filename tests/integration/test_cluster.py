@@ -21,6 +21,7 @@ from pipeline.config import JobConfig
 from pipeline.errors import UserError
 from pipeline.report import Progress, RunReport
 from pipeline.store import OutputStore
+from tests.chaos.jobs import end_tree
 from tests.chaos.stub_engine import write_model
 from tests.integration.conftest import NUM_GOOD, ROOT, make_config
 
@@ -107,8 +108,7 @@ def test_killed_with_its_driver_and_resumed(
     finally:
         os.killpg(driver.pid, signal.SIGKILL)
         driver.wait()
-    _, alive = psutil.wait_procs(processes, timeout=60)
-    assert alive == [], "everything dies with the driver"
+    assert end_tree(processes, 60.0) == [], "all of ours dies with the driver"
     done = sum(names_in(config).values())
     assert 2 <= done < len(GOOD)
     request.getfixturevalue("ray_session")
