@@ -33,7 +33,6 @@ __all__ = [
     "iter_part",
     "map_parts",
     "open_part",
-    "read_part",
 ]
 
 COMPRESSION = "zstd"
@@ -200,15 +199,6 @@ def iter_part(
             raise _unreadable(path, f"it has no column {lacking[0]!r}")
         for number in range(part.num_row_groups):
             yield part.read_row_group(number, columns=list(columns) if columns is not None else None)
-
-
-def read_part(storage: Storage, folder: str, entry: Entry, columns: Sequence[str] | None = None) -> pa.Table:
-    """The wanted columns of a part as one table; as ``iter_part``."""
-    tables = list(iter_part(storage, folder, entry, columns))
-    if tables:
-        return pa.concat_tables(tables)
-    with open_part(storage, folder, entry) as part:
-        return part.read(columns=list(columns) if columns is not None else None)
 
 
 def map_parts(work: Callable[[Entry], T], entries: Sequence[Entry]) -> Iterator[T]:

@@ -18,14 +18,12 @@ __all__ = [
     "STATUS_INCOMPLETE",
     "STATUS_INTERRUPTED",
     "STATUS_OK",
-    "STATUS_USER_ERROR",
     "Progress",
     "RunReport",
     "Totals",
 ]
 
 STATUS_OK = 0
-STATUS_USER_ERROR = 2
 STATUS_INCOMPLETE = 3
 STATUS_INTERRUPTED = 130
 
