@@ -28,14 +28,21 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
+from pipeline.cluster import (
+    Coordination,
+    CoordinatorHandle,
+    Lease,
+    LeasedVideo,
+    LeaseReply,
+    Message,
+    Metrics,
+    Run,
+    WorkerSeconds,
+)
 from pipeline.config import load_config
-from pipeline.coordination import Coordination
-from pipeline.ledger import Lease, LeasedVideo
-from pipeline.lock import OutputLock
-from pipeline.metrics import Metrics
-from pipeline.protocol import CoordinatorHandle, LeaseReply, Message, Run, WorkerSeconds
-from pipeline.records import Answer, Failure, Reason, Stage, VideoError, VideoRef, VideoRow
-from pipeline.store import OutputStore
+from pipeline.errors import Reason, Stage, VideoError
+from pipeline.output import OutputLock, OutputStore
+from pipeline.records import Answer, Failure, VideoRef, VideoRow
 
 __all__ = ["AnswersWorkers", "Case", "Tally", "Workers", "corpus", "machine", "main", "measure", "save"]
 

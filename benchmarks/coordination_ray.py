@@ -20,18 +20,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.coordination import Case, Workers, corpus, machine, save
-from pipeline.actors import Coordinator
-from pipeline.cluster import RemoteCoordinator
-from pipeline.cluster_session import ray_session
+from pipeline.cluster import Coordinator, Message, RemoteCoordinator, Run, ray_session
 from pipeline.config import JobConfig, load_config
-from pipeline.protocol import Message, Run
 from pipeline.records import VideoRef
 
-import ray  # isort: skip  # after the settings that cluster_session makes for it
+import ray  # isort: skip  # after the settings that session.py makes for it
 
 __all__ = ["main", "measure"]
 
-_CALLS_AT_ONCE = 32  # as cluster.py has it
+_CALLS_AT_ONCE = 32  # as job.py has it
 
 
 class _Books(Coordinator):

@@ -16,7 +16,7 @@ from benchmarks.phases import Stages, timed_stages
 from benchmarks.random_model import SIZES, random_model
 from benchmarks.tables import generation_table, save
 from flashvid import flashvid
-from flashvid.models.qwen2_5_vl import EncodedVideo, Qwen25VLAdapter
+from flashvid.models import EncodedVideo, Qwen25VLAdapter
 
 __all__ = ["CASES", "Sampling", "main", "measure_generation"]
 

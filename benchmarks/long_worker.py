@@ -29,15 +29,13 @@ from benchmarks.long_video import make_long_video, peak_resident_bytes
 from benchmarks.machine import machine_facts
 from benchmarks.memory import forget_peak, status_bytes
 from benchmarks.tables import markdown, save
-from flashvid.answers import Generation, VideoAnswers, VideoInput
 from flashvid.frames import VisionSettings
+from flashvid.generation import Generation, VideoAnswers, VideoInput
+from pipeline.cluster import Lease, LeasedVideo, LeaseReply, Message, Reply, Run, Worker
 from pipeline.config import JobConfig, load_config
 from pipeline.decoding import DecodePool
-from pipeline.indexer import load_indexer
-from pipeline.ledger import Lease, LeasedVideo
-from pipeline.protocol import LeaseReply, Message, Reply, Run
+from pipeline.indexing import load_indexer
 from pipeline.records import Failure, VideoRef, VideoRow
-from pipeline.worker import Worker
 
 __all__ = ["LastVideo", "PixelReader", "main", "measure", "pixel_reader"]
 

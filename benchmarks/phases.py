@@ -10,7 +10,7 @@ from unittest import mock
 import torch
 
 from benchmarks.measure import stopwatch
-from flashvid import compression
+from flashvid.compression import plan
 
 __all__ = ["COMPRESSION", "Stages", "timed_stages"]
 
@@ -19,12 +19,12 @@ Stages = Mapping[str, Sequence[tuple[Any, str]]]
 
 # What compress() calls for each stage.
 COMPRESSION: Stages = {
-    "segments": [(compression, "segment_lengths")],
-    "products": [(compression, "token_products")],
-    "selection": [(compression, "event_relevance"), (compression, "select_tokens")],
-    "merging": [(compression, "grow_trees"), (compression, "tree_weights")],
-    "clustering": [(compression, "cluster_trees")],
-    "apply": [(compression.CompressionPlan, "apply")],
+    "segments": [(plan, "segment_lengths")],
+    "products": [(plan, "token_products")],
+    "selection": [(plan, "event_relevance"), (plan, "select_tokens")],
+    "merging": [(plan, "grow_trees"), (plan, "tree_weights")],
+    "clustering": [(plan, "cluster_trees")],
+    "apply": [(plan.CompressionPlan, "apply")],
 }
 
 

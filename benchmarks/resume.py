@@ -21,10 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.failed_so_far import FailedSoFar
-from pipeline.schemas import FAILURE_SCHEMA, VIDEO_SCHEMA
-from pipeline.store import FAILURES, OutputStore
-from pipeline.verify import verify
+from pipeline.output import FAILURE_SCHEMA, FAILURES, VIDEO_SCHEMA, FailedSoFar, OutputStore, verify_output
 
 __all__ = ["main", "make_failures", "make_videos", "measure"]
 
@@ -105,7 +102,7 @@ def measure(root: str) -> dict[str, Any]:
     assert found == min(_LOOKUPS, len(committed))
     failed: FailedSoFar = _timed(facts, "failures", lambda: store.failures_of(_FINGERPRINT, committed))
     facts["failed"] = failed.num_final
-    report = _timed(facts, "verify", lambda: verify(root))
+    report = _timed(facts, "verify", lambda: verify_output(root))
     facts["verified_rows"] = report.rows
     return facts
 

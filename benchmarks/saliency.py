@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks.machine import machine_facts
 from benchmarks.measure import interleave, peak_extra_bytes
 from benchmarks.tables import saliency_table, save
-from flashvid.saliency import received_attention
+from flashvid.inside import received_attention
 
 __all__ = ["main", "measure_saliency", "whole_map"]
 

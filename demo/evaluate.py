@@ -21,9 +21,8 @@ from demo.render import render
 from demo.truth import Score, answer_is_right, score_caption, total
 from demo.views import frame_times
 from demo.world import Scene, random_scene
-from flashvid.answers import VideoAnswers, VideoInput
 from flashvid.config import FlashVidConfig
-from flashvid.engine import Engine
+from flashvid.generation import Engine, VideoAnswers, VideoInput
 
 __all__ = ["evaluate"]
 

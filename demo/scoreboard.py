@@ -7,8 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from demo.truth import TIME_TOLERANCE_SECONDS, Score, answer_is_right, parse_caption, score_caption, total
-from pipeline.console import Console, print_table
+from pipeline.cli import print_table
 
 __all__ = ["events_found", "print_claim", "print_next_steps", "print_scores", "print_videos"]
 

@@ -9,17 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
+from demo.corpus import corpus_scenes, write_corpus
 from demo.scoreboard import print_claim, print_next_steps, print_scores, print_videos
-from demo.world import corpus_scenes, write_corpus
-from pipeline.commands import index_corpus
+from pipeline.cli import index_corpus, print_plan, print_report, print_verify
 from pipeline.config import JobConfig, load_config
-from pipeline.console import Console
 from pipeline.corpus import list_videos
 from pipeline.errors import PipelineError, UserError
-from pipeline.revisions import resolve_revision
-from pipeline.store import OutputStore
-from pipeline.summaries import print_plan, print_report, print_verify
-from pipeline.verify import verify
+from pipeline.indexing import resolve_revision
+from pipeline.output import OutputStore, verify_output
 
 __all__ = ["run_showcase"]
 
@@ -122,7 +121,7 @@ def _index(console: Console, one: _Pass) -> list[dict[str, Any]]:
             raise PipelineError(
                 f"the run ended with status {report.exit_status}: {report.error or 'see above'}"
             )
-    print_verify(console, checked := verify(one.config.output.uri, one.config.output.table))
+    print_verify(console, checked := verify_output(one.config.output.uri, one.config.output.table))
     if not checked.ok:
         raise PipelineError(f"{one.config.output.uri} did not pass its check; see above")
     return sorted(one.store.iter_rows(), key=lambda row: str(row["uri"]))

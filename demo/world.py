@@ -1,4 +1,4 @@
-"""The synthetic world: what a scene is, how scenes are drawn from a seed, and the corpus of mp4 files.
+"""The synthetic world: what a scene is, and how scenes are drawn from a seed.
 
 A scene is one or two coloured shapes that stay or move (wrapping round the edges) over a textured background,
 and up to two brief events: another shape, framed on a dark plate, that flashes for one to three seconds.
@@ -7,11 +7,7 @@ No two objects of a scene share a colour or a shape, so every question has one a
 
 from __future__ import annotations
 
-import argparse
-import json
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -25,9 +21,7 @@ __all__ = [
     "Event",
     "Scene",
     "Thing",
-    "corpus_scenes",
     "random_scene",
-    "write_corpus",
 ]
 
 FRAME_SIZE = 168  # pixels, both sides
@@ -189,52 +183,3 @@ def _events(
         rgb = _rgb(rng, colour)
         events.append(Event(colour, shape, size, plate, float(x), float(y), start, start + seconds, rgb))
     return tuple(sorted(events, key=lambda event: event.start_seconds))
-
-
-def corpus_scenes(num_videos: int, seed: int) -> list[Scene]:
-    """Scenes of a demo corpus: 24 to 80 s, every third one 60 to 80 s, a flash in five of six videos."""
-    rng = np.random.default_rng([seed, 11])
-    scenes = []
-    for index in range(num_videos):
-        low, high = (60, 80) if index % 3 == 1 else (24, 80)
-        duration = round(float(rng.uniform(low, high)) * FRAME_RATE) / FRAME_RATE
-        num_events = 0 if index % 6 == 5 else 1 + int(index % 3 != 1 and rng.random() < 0.4)
-        length = (1.0, 2.0) if index % 3 == 1 else (1.0, 3.0)
-        scene_seed = int(rng.integers(2**40, 2**41))  # training seeds are all below 2**40
-        scenes.append(random_scene(scene_seed, duration, num_events, event_seconds=length))
-    return scenes
-
-
-def write_corpus(folder: str | Path, num_videos: int, seed: int) -> list[Path]:
-    """Write h264 mp4 files and `truth.json` (file name -> truth) into a folder; returns the video paths."""
-    from demo.language import truth_of
-    from demo.render import write_video
-
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    truth: dict[str, Any] = {}
-    paths = []
-    for index, scene in enumerate(corpus_scenes(num_videos, seed)):
-        path = folder / f"video_{index:03d}.mp4"
-        write_video(path, scene)
-        truth[path.name] = truth_of(scene)
-        paths.append(path)
-    (folder / "truth.json").write_text(json.dumps(truth, indent=1) + "\n")
-    return paths
-
-
-def _main() -> None:
-    parser = argparse.ArgumentParser(
-        description="Write a corpus of synthetic videos with the truth beside them."
-    )
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--videos", type=int, default=14)
-    parser.add_argument("--seed", type=int, default=2026)
-    arguments = parser.parse_args()
-    paths = write_corpus(arguments.out, arguments.videos, arguments.seed)
-    size = sum(path.stat().st_size for path in paths)
-    print(f"{len(paths)} videos, {size / 1e6:.1f} MB, truth in {arguments.out / 'truth.json'}")
-
-
-if __name__ == "__main__":
-    _main()

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from flashvid.config import FlashVidConfig
-from flashvid.profiles import profile
+import lazy_loader
 
 if TYPE_CHECKING:
     from flashvid.compression import CompressedVideo, CompressionPlan, compress, plan_compression
-    from flashvid.wrapper import FlashVidModel, flashvid
+    from flashvid.config import FlashVidConfig
+    from flashvid.generation import FlashVidModel, flashvid
+    from flashvid.profiles import profile
+else:  # torch and transformers take seconds to import; whoever only reads a configuration need not wait
+    __getattr__, __dir__, _ = lazy_loader.attach(
+        __name__,
+        submod_attrs={
+            "compression": ["CompressedVideo", "CompressionPlan", "compress", "plan_compression"],
+            "config": ["FlashVidConfig"],
+            "generation": ["FlashVidModel", "flashvid"],
+            "profiles": ["profile"],
+        },
+    )
 
 __all__ = [
     "CompressedVideo",
@@ -22,19 +32,3 @@ __all__ = [
     "plan_compression",
     "profile",
 ]
-
-# torch and transformers take seconds to import; whoever only reads a configuration need not wait for them
-_MODULE_OF = {
-    "CompressedVideo": "flashvid.compression",
-    "CompressionPlan": "flashvid.compression",
-    "FlashVidModel": "flashvid.wrapper",
-    "compress": "flashvid.compression",
-    "flashvid": "flashvid.wrapper",
-    "plan_compression": "flashvid.compression",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _MODULE_OF:
-        return getattr(importlib.import_module(_MODULE_OF[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -33,7 +33,7 @@ class FlashVidConfig:
         it, and breaks ties between cluster centres as the reference code does.
     max_visual_tokens: ceiling on the tokens of one video that enter the language model; `exact` only.
     adaptive: a unit that repeats the one before uses fewer places than its budget, never more (see
-        `flashvid.adaptive`); `exact` only, and without effect at retention_ratio=1.
+        `flashvid.compression.adaptive`); `exact` only, and without effect at retention_ratio=1.
 
     Raises ValueError naming the value and the rule.
     """

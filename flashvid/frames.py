@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flashvid.limits import RESIZE_BYTES
+from flashvid.arithmetic import RESIZE_BYTES
 from flashvid.resizing import smart_resize
 
 __all__ = ["VisionSettings", "frames_to_patches", "iterate_patches"]

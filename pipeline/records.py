@@ -1,34 +1,30 @@
 """What travels through the pipeline: plain frozen values.
 
 Rows and failures are small and may cross processes; ``Frames`` stay on the host that decoded them. How rows
-look in Parquet: schemas.py.
+look in Parquet: output/schemas.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.errors import PipelineError, Reason, Stage, UserError, VideoError
+from pipeline.errors import Reason, Stage
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = [
+    "VIDEO_COLUMNS",
     "Answer",
     "Failure",
     "Frames",
-    "PipelineError",
     "Problem",
     "Question",
-    "Reason",
     "Segment",
-    "Stage",
-    "UserError",
-    "VideoError",
     "VideoRef",
     "VideoRow",
     "Window",
@@ -159,8 +155,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class VideoRow:
-    """One indexed video: one row of ``videos/``. Field order and names are those of VIDEO_SCHEMA;
-    ``extra`` follows them.
+    """One indexed video: one row of ``videos/``. Fields are its columns, in order; ``extra`` follows them.
 
     ``visual_tokens_budget`` is the most that the settings let in, ``visual_tokens_after`` what came in; fewer
     only with adaptive retention. ``retention_ratio`` is the setting; the share kept is after / before.
@@ -213,6 +208,10 @@ class VideoRow:
         record["segments"] = [segment.to_record() for segment in self.segments]
         record["indexed_at"] = record.pop("indexed_at_us")
         return record | dict(record.pop("extra"))
+
+
+# The names that columns carried over from a manifest cannot have.
+VIDEO_COLUMNS = tuple(each.name.removesuffix("_us") for each in fields(VideoRow) if each.name != "extra")
 
 
 @dataclass(frozen=True)

@@ -1,22 +1,37 @@
-"""One adapter per model family; everything transformers-specific is behind it."""
+"""What is particular to one family of models?
+
+In: a transformers model, or the name of a checkpoint. Out: an adapter that encodes frames to visual tokens
+with their saliency and lays out features; the only files that import transformers. Start with
+qwen2_5_vl.py; registry.py says which model gets which adapter.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
-from flashvid.models.encoded import EncodedVideo, needs_saliency
-from flashvid.models.loading import LoadedModel, load_model
-from flashvid.models.qwen2_5_vl import Qwen25VLAdapter
+import lazy_loader
 
-__all__ = ["EncodedVideo", "LoadedModel", "Qwen25VLAdapter", "adapter_for", "load_model", "needs_saliency"]
+if TYPE_CHECKING:
+    from flashvid.models.encoded import EncodedVideo, needs_saliency
+    from flashvid.models.loading import LoadedModel, load_model
+    from flashvid.models.qwen2_5_vl import Qwen25VLAdapter
+    from flashvid.models.registry import adapter_for
+else:
+    __getattr__, __dir__, _ = lazy_loader.attach(
+        __name__,
+        submod_attrs={
+            "encoded": ["EncodedVideo", "needs_saliency"],
+            "loading": ["LoadedModel", "load_model"],
+            "qwen2_5_vl": ["Qwen25VLAdapter"],
+            "registry": ["adapter_for"],
+        },
+    )
 
-
-def adapter_for(model: Any) -> Qwen25VLAdapter:
-    """The adapter of a model's family. Raises TypeError, naming what is supported, for any other model."""
-    family = getattr(getattr(model, "config", None), "model_type", None)
-    if family != "qwen2_5_vl" or not hasattr(model, "lm_head"):
-        raise TypeError(
-            f"{type(model).__name__} ({family=}) is not supported; "
-            "pass a transformers Qwen2_5_VLForConditionalGeneration"
-        )
-    return Qwen25VLAdapter(model)
+__all__ = [
+    "EncodedVideo",
+    "LoadedModel",
+    "Qwen25VLAdapter",
+    "adapter_for",
+    "load_model",
+    "needs_saliency",
+]

@@ -27,7 +27,7 @@ class EncodedVideo:
     def compress(self, config: FlashVidConfig) -> CompressedVideo:
         """Compress; without saliency only where :func:`needs_saliency` says that it is not read.
 
-        Raises as :func:`flashvid.compression.compress`. Sections 3.2-3.4.
+        Raises as :func:`flashvid.compression.plan.compress`. Sections 3.2-3.4.
         """
         return compress(self.features, self._saliency(config), config)
 

@@ -21,10 +21,8 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
 from transformers.utils.generic import is_flash_attention_requested
 from transformers.vision_utils import get_vision_window_index
 
-from flashvid.hooks import own_pre_hooks
+from flashvid.inside import MaskStyle, last_query_attention, own_pre_hooks, pool_patches, received_attention
 from flashvid.models.encoded import EncodedVideo
-from flashvid.pruning import MaskStyle
-from flashvid.saliency import last_query_attention, pool_patches, received_attention
 
 __all__ = ["EncodedVideo", "Qwen25VLAdapter"]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from flashvid.shapes import LanguageShape, ModelShape, VisionShape
+from flashvid.budget import LanguageShape, ModelShape, VisionShape
 
 __all__ = ["shape_of"]
 

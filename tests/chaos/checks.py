@@ -14,7 +14,7 @@ from typing import Any
 import fsspec
 import pyarrow.parquet as pq
 
-from pipeline.verify import verify
+from pipeline.output.verify import verify_output
 from tests.chaos.corpus import Colour, Expected
 from tests.chaos.stub_engine import colour_of
 from tests.integration.hostile import ROW
@@ -199,7 +199,7 @@ def blameless_victims(output: Output, expected: Expected, corpus: str) -> list[s
 
 def problems_of_verify(uri: str) -> list[str]:
     """What ``flashvid verify`` objects to, and runs whose sum does not close."""
-    found = list(verify(uri).problems)
+    found = list(verify_output(uri).problems)
     files, root = fsspec.core.url_to_fs(uri)
     for name in files.glob(f"{root}/_runs/*.json"):
         report = json.loads(files.cat_file(name))

@@ -10,10 +10,10 @@ import json
 import sys
 from typing import Any
 
-from pipeline.cluster import run_job
-from pipeline.config import load_config
+from pipeline.cluster.job import run_job
+from pipeline.cluster.report import Progress, RunReport
+from pipeline.config.job import load_config
 from pipeline.errors import PipelineError, UserError
-from pipeline.report import Progress, RunReport
 
 __all__ = ["report_event", "tell"]
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 
+from tests import ROOT
 from tests.chaos.corpus import BAD_DECODERS
 
 __all__ = [
@@ -29,7 +30,6 @@ __all__ = [
     "wait_until",
 ]
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 
 _SETTINGS: dict[str, object] = {
     "model.engine": "tests.chaos.stub_engine:load",

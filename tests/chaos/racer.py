@@ -12,11 +12,11 @@ import sys
 import time
 from typing import Any
 
-from pipeline.cluster import run_job
-from pipeline.cluster_session import ray_session
-from pipeline.config import load_config
+from pipeline.cluster.job import run_job
+from pipeline.cluster.report import Progress
+from pipeline.cluster.session import ray_session
+from pipeline.config.job import load_config
 from pipeline.errors import PipelineError, UserError
-from pipeline.report import Progress
 from tests.chaos.driver import report_event, tell
 
 __all__: list[str] = []

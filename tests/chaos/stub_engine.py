@@ -23,8 +23,8 @@ import numpy as np
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
-    from flashvid.answers import Generation, VideoAnswers
-    from pipeline.engines import AnswersVideos
+    from flashvid.generation.answers import Generation, VideoAnswers
+    from pipeline.indexing.engines import AnswersVideos
 
 __all__ = ["StubEngine", "colour_of", "load", "load_nowhere", "load_on_one", "write_model"]
 
@@ -58,7 +58,7 @@ class _Generation:
 
 @dataclass(frozen=True)
 class _Answers:
-    """The fields of flashvid.answers.VideoAnswers, which imports torch."""
+    """The fields of flashvid.generation.answers.VideoAnswers, which imports torch."""
 
     generations: tuple[_Generation, ...]
     visual_tokens_before: int

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable
 from datetime import datetime, timezone
@@ -15,8 +14,9 @@ from typing import Any
 import psutil
 import pytest
 
-from pipeline.lock import read_holder
-from pipeline.storage import Storage
+from pipeline.output.lock import read_holder
+from pipeline.stores.storage import Storage
+from tests import FLASHVID
 from tests.chaos.checks import problems_at_the_end, problems_of_verify, read_output
 from tests.chaos.corpus import write_corpus
 from tests.chaos.jobs import Driver, end_tree, settings, title_of, wait_until
@@ -45,7 +45,7 @@ def command(scratch: Path, job: dict[str, object]) -> list[str]:
         section, _, name = key.partition(".")
         nested.setdefault(section, {})[name] = value
     (scratch / "job.yaml").write_text(json.dumps(nested), encoding="utf-8")  # JSON is YAML
-    return [sys.executable, "-m", "pipeline.cli", "index", str(scratch / "job.yaml")]
+    return [str(FLASHVID), "index", str(scratch / "job.yaml")]
 
 
 def end_of(driver: Driver, scratch: Path, told_at: datetime, most_seconds: float) -> int:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from flashvid.budget import unit_budget
-from flashvid.clustering import cluster_units
-from flashvid.compression import compress
+from flashvid.arithmetic import unit_budget
+from flashvid.compression.clustering import cluster_units
+from flashvid.compression.merging import tree_weights
+from flashvid.compression.plan import compress
+from flashvid.compression.segments import segment_lengths
 from flashvid.config import SelectionMethod
-from flashvid.merging import tree_weights
-from flashvid.segments import segment_lengths
 from tests.golden.cases import FILES, Case, load
 from tests.property.stages import link, select, unit_means
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 
-from pipeline.config import JobConfig, load_config
+from pipeline.config.job import JobConfig, load_config
+from tests import ROOT
 
 # So many that a run takes seconds: a kill "in the middle" has to find one.
 NUM_GOOD = 48
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 SETTINGS = (
     "model.dtype=float32",
     "compression.retention_ratio=0.5",
@@ -42,6 +43,16 @@ def write_video(path: Path, seed: int, num_frames: int = 12) -> None:
             image[20 + step : 60 + step, 40:80] = colour
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode())
+
+
+OUR_NAMES = ("pipeline/__init__.py", "jobs/__init__.py", "flashvid.py")
+
+
+def write_namesakes(folder: Path, names: Sequence[str] = (*OUR_NAMES, "queue.py")) -> None:
+    """Modules named as ours and as one of Python's, such as people have in their folders."""
+    for name in names:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("raise ImportError(f'{__file__} is the user's own')\n")
 
 
 @pytest.fixture(scope="session")

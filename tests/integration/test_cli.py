@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import Reason
-from tests import media
+from tests import FLASHVID, ROOT, media
+from tests.integration.conftest import write_namesakes
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 QUICK = ("frames.baseline=2", "prompts.caption_max_new_tokens=8", "workers.threads=1", "metrics.port=null")
 REFUSED = {"empty.mp4": "empty_file", "text.mp4": "corrupt"}
 
 
 def flashvid(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pipeline.cli", *map(str, arguments)]
+    command = [str(FLASHVID), *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=400
@@ -80,11 +79,10 @@ def test_every_file_of_the_folder_is_a_row_or_a_failure(
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_pipeline_of_the_users_own_in_the_working_folder_is_not_in_the_way(tmp_path: Path) -> None:
-    (tmp_path / "pipeline").mkdir()
-    (tmp_path / "pipeline" / "__init__.py").write_text("raise ImportError('the wrong one')")
+def test_modules_of_the_users_own_in_the_working_folder_are_not_in_the_way(tmp_path: Path) -> None:
+    write_namesakes(tmp_path)
     media.write_video(tmp_path / "good.mp4")
-    command = [str(Path(sys.executable).with_name("flashvid")), "index", str(ROOT / "configs/demo.yaml")]
+    command = [str(FLASHVID), "index", str(ROOT / "configs/demo.yaml")]
     settings = ["corpus.uri=good.mp4", "output.uri=index", f"model.name={ROOT / 'demo/model'}", *QUICK]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(

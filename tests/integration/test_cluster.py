@@ -15,12 +15,12 @@ from urllib.request import urlopen
 import psutil
 import pytest
 
-from pipeline.cluster import run_job
-from pipeline.cluster_session import ray_session as open_ray
-from pipeline.config import JobConfig
+from pipeline.cluster.job import run_job
+from pipeline.cluster.report import Progress, RunReport
+from pipeline.cluster.session import ray_session as open_ray
+from pipeline.config.job import JobConfig
 from pipeline.errors import UserError
-from pipeline.report import Progress, RunReport
-from pipeline.store import OutputStore
+from pipeline.output.store import OutputStore
 from tests.chaos.jobs import end_tree
 from tests.chaos.stub_engine import write_model
 from tests.integration.conftest import NUM_GOOD, ROOT, make_config

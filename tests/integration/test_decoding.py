@@ -13,9 +13,10 @@ import fsspec
 import numpy as np
 import pytest
 
-from pipeline.config import DecodingConfig
-from pipeline.corpus import video_id_for
-from pipeline.decoding import Decoded, DecodePool, FrameRequest
+from pipeline.config.sections import DecodingConfig
+from pipeline.corpus.listing import video_id_for
+from pipeline.decoding.pool import Decoded, DecodePool
+from pipeline.decoding.sampling import FrameRequest
 from pipeline.errors import Reason, Stage
 from pipeline.records import Frames, VideoRef
 from tests import media

@@ -15,8 +15,9 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from pipeline.config import DecodingConfig
-from pipeline.decoding import Decoded, DecodePool, FrameRequest
+from pipeline.config.sections import DecodingConfig
+from pipeline.decoding.pool import Decoded, DecodePool
+from pipeline.decoding.sampling import FrameRequest
 from pipeline.errors import DecoderStartError, Reason
 from tests import media
 from tests.integration.test_decoding import REQUEST, decode, frames_of, reason_of, reference
@@ -206,9 +207,9 @@ def test_memory_is_limited(tmp_path: Path, video: Path) -> None:
 def test_a_thread_that_cannot_be_had_is_not_the_files_fault(video: Path) -> None:
     """A sound file is not corrupt because there is no room for its decoder's threads: it is tried again."""
     code = (
-        "import io, sys; import pipeline.decoders\n"
-        "from pipeline.containers import Limits\n"
-        "from pipeline.decode_child import _limit_memory, _Server, read_message\n"
+        "import io, sys; import pipeline.decoding.decoders\n"
+        "from pipeline.decoding.containers import Limits\n"
+        "from pipeline.decoding.child import _limit_memory, _Server, read_message\n"
         "wanted = {'sampling': 'uniform', 'num_frames': 4, 'fps': 2, 'min_pixels': 784, 'max_pixels': 7840}\n"
         "ask = {'path': sys.argv[1], 'decoder': 'pyav', 'span': None, 'measure': False, 'request': wanted}\n"
         "_limit_memory(2**23)\n"

@@ -12,8 +12,8 @@ import av
 import numpy as np
 import pytest
 
-from pipeline.config import DecodingConfig, WindowsConfig
-from pipeline.decoding import DecodePool
+from pipeline.config.sections import DecodingConfig, WindowsConfig
+from pipeline.decoding.pool import DecodePool
 from pipeline.errors import Reason, Stage
 from pipeline.records import Frames
 from tests import media

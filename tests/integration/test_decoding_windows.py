@@ -11,8 +11,9 @@ import fsspec
 import numpy as np
 import pytest
 
-from pipeline.config import DecodingConfig, WindowsConfig
-from pipeline.decoding import Decoded, DecodePool, FrameRequest
+from pipeline.config.sections import DecodingConfig, WindowsConfig
+from pipeline.decoding.pool import Decoded, DecodePool
+from pipeline.decoding.sampling import FrameRequest
 from pipeline.errors import Reason
 from pipeline.records import VideoRef, Window
 from tests import media

@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from demo.scoreboard import events_found
+from tests import FLASHVID, ROOT
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 NUM_VIDEOS = 3
 
 
@@ -28,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_demo(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pipeline.cli", "demo", "--output", str(folder)]
+    command = [str(FLASHVID), "demo", "--output", str(folder)]
     command += ["--videos", str(NUM_VIDEOS), f"model.name={folder / 'model'}", "workers.threads=1", *more]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
     return subprocess.run(

@@ -13,8 +13,9 @@ from typing import NamedTuple
 import av
 import pytest
 
-from pipeline.config import DecodingConfig, WindowsConfig
-from pipeline.decoding import DecodePool, FrameRequest
+from pipeline.config.sections import DecodingConfig, WindowsConfig
+from pipeline.decoding.pool import DecodePool
+from pipeline.decoding.sampling import FrameRequest
 from pipeline.errors import Reason
 from pipeline.records import VideoRef
 from tests import media

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,8 +18,10 @@ import psutil
 import pytest
 import yaml
 
-from pipeline.store import OutputStore
-from tests.integration.conftest import ROOT, make_config
+from pipeline.output.store import OutputStore
+from tests import FLASHVID, ROOT
+from tests.chaos import stub_engine
+from tests.integration.conftest import OUR_NAMES, make_config, write_namesakes
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -34,8 +37,9 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home folder with a token in it: the harder case, since the head then asks for it."""
+    """A home folder with a token in it: the harder case, since the head, started there, asks for it."""
     home = tmp_path_factory.mktemp("home")
+    write_namesakes(home, OUR_NAMES)  # with a queue.py Ray itself does not start
     (home / ".ray").mkdir()
     (home / ".ray" / "auth_token").write_text(TOKEN)
     return home
@@ -90,11 +94,11 @@ def stop(head: subprocess.Popen[bytes]) -> None:
 
 
 def submit(
-    config: Path, address: str, environment: dict[str, str], *more: str
+    config: Path, address: str, environment: dict[str, str], *more: str, folder: Path = ROOT
 ) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "jobs.submit", str(config), "--address", address, *more]
+    command = [str(FLASHVID), "submit", str(config), "--address", address, *more]
     return subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
     )
 
 
@@ -108,39 +112,38 @@ def write_config(folder: Path, corpus: Path, *overrides: str) -> Path:
 def test_job_runs_and_its_output_is_there(
     address: str, environment: dict[str, str], corpus: Path, tmp_path: Path
 ) -> None:
+    """From a folder with modules named as ours and Python's, on a head that was started in such a folder."""
+    write_namesakes(tmp_path)
     config = write_config(tmp_path, corpus)
-    done = submit(
-        config, address, environment, "corpus.limit=2", "--working-dir", str(ROOT), "--no-working-dir"
-    )
-    assert done.returncode == 2, "the two options exclude each other"
-    done = submit(
-        config, address, environment, "corpus.include=['good*']", "corpus.limit=2", "--no-working-dir"
-    )
+    few = ("corpus.include=['good*']", "corpus.limit=2")
+    done = submit(config, address, environment, *few, folder=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(list(OutputStore(str(tmp_path / "out")).iter_rows(["uri"]))) == 2
     assert "indexed" in done.stdout, "the job's log was followed"
 
 
-def test_folder_travels_with_the_job(
+def test_a_folder_with_an_engine_travels_where_that_is_asked_for(
     address: str, environment: dict[str, str], corpus: Path, tmp_path: Path
 ) -> None:
     """Relative output means a place beside the submitter, not in the job's temporary copy of the folder."""
-    output = ROOT / "out" / f"test-{os.getpid()}"
-    overrides = [f"corpus.uri={corpus}", f"output.uri={os.path.relpath(output, ROOT)}", "corpus.limit=1"]
-    overrides += ["corpus.include=['good*']", "prompts.questions=[]", "prompts.caption_max_new_tokens=2"]
-    try:
-        done = submit(Path("configs/demo.yaml"), address, environment, *overrides, "frames.baseline=1")
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert len(list(OutputStore(str(output)).iter_rows(["uri"]))) == 1
-    finally:
-        subprocess.run(["rm", "-rf", str(output)], check=True)
+    sent = tmp_path / "sent"
+    sent.mkdir()
+    shutil.copy(stub_engine.__file__, sent / "my_engine.py")
+    stub_engine.write_model(tmp_path / "model", seconds_per_video=0.0)
+    config = write_config(tmp_path, corpus)
+    overrides = ["model.engine=my_engine:load", f"model.name={tmp_path / 'model'}", "output.uri=beside"]
+    overrides += ["corpus.include=['good*']", "corpus.limit=1", "--working-dir", str(sent)]
+    done = submit(config, address, environment, *overrides, folder=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (row,) = OutputStore(str(tmp_path / "beside")).iter_rows(["caption"])
+    assert "colour" in row["caption"]
 
 
 def test_exit_status_is_that_of_the_job(
     address: str, environment: dict[str, str], corpus: Path, tmp_path: Path
 ) -> None:
     config = write_config(tmp_path, corpus)
-    done = submit(config, address, environment, "model.name=/no/such/model", "--no-working-dir")
+    done = submit(config, address, environment, "model.name=/no/such/model")
     assert done.returncode == 2
     assert "/no/such/model" in done.stdout
 

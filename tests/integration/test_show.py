@@ -10,15 +10,14 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from pipeline.cli import app
-from pipeline.commands import caption_config
-from pipeline.indexer import VideoIndexer, load_indexer
+from pipeline.cli.app import app
+from pipeline.cli.commands import caption_config
+from pipeline.indexing.indexer import VideoIndexer, load_indexer
+from pipeline.indexing.stepping import Step
 from pipeline.records import Frames
-from pipeline.stepping import Step
-from tests import media
+from tests import ROOT, media
 from tests.unit.samples import make_ref
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 QUICK = ("frames.baseline=4", "compression.retention_ratio=0.25", "compression.alpha=0.5")
 
 

@@ -15,12 +15,12 @@ from typing import ClassVar
 import fsspec
 import pytest
 
-from pipeline import transfers
-from pipeline.config import DecodingConfig
-from pipeline.decoding import DecodePool
+from pipeline.config.sections import DecodingConfig
+from pipeline.decoding.pool import DecodePool
 from pipeline.errors import Reason, Stage, VideoError
 from pipeline.records import VideoRef
-from pipeline.spooling import Spool
+from pipeline.stores import transfers
+from pipeline.stores.spooling import Spool
 from tests import media
 from tests.integration.test_decoding import REQUEST, assert_shown_when_said, frames_of
 from tests.integration.test_decoding_faults import wait_for

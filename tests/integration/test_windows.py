@@ -6,17 +6,18 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import DecodingConfig, JobConfig
-from pipeline.decoding import DecodePool
-from pipeline.indexer import VideoIndexer
-from pipeline.protocol import Run
+from pipeline.cluster.protocol import Run
+from pipeline.cluster.worker import Worker
+from pipeline.config.job import JobConfig
+from pipeline.config.sections import DecodingConfig
+from pipeline.decoding.pool import DecodePool
+from pipeline.indexing.indexer import VideoIndexer
+from pipeline.output.store import OutputStore
 from pipeline.records import VideoRef
-from pipeline.store import OutputStore
-from pipeline.worker import Worker
 from tests import media
+from tests.unit.cluster.test_coordination import failures_in, open_run, rows_in
 from tests.unit.engines import PlainEngine
 from tests.unit.samples import FINGERPRINT
-from tests.unit.test_coordination import failures_in, open_run, rows_in
 
 
 def config() -> JobConfig:

@@ -19,7 +19,7 @@ COMPRESSION = (
     Planted(
         "segments",
         "a cosine equal to the threshold is cut",
-        "flashvid/segments.py",
+        "flashvid/compression/segments.py",
         "(cosines < threshold)",
         "(cosines <= threshold)",
         _SEGMENTS,
@@ -27,7 +27,7 @@ COMPRESSION = (
     Planted(
         "segments",
         "the most similar neighbours are cut to fill up",
-        "flashvid/segments.py",
+        "flashvid/compression/segments.py",
         "sorted(uncut, key=cosines.__getitem__)",
         "sorted(uncut, key=cosines.__getitem__, reverse=True)",
         _SEGMENTS,
@@ -35,7 +35,7 @@ COMPRESSION = (
     Planted(
         "segments",
         "the latest of equal cosines is cut first",
-        "flashvid/segments.py",
+        "flashvid/compression/segments.py",
         "sorted(uncut, key=cosines.__getitem__)",
         "sorted(uncut[::-1], key=cosines.__getitem__)",
         _SEGMENTS,
@@ -43,7 +43,7 @@ COMPRESSION = (
     Planted(
         "segments",
         "one cut too many fills up",
-        "flashvid/segments.py",
+        "flashvid/compression/segments.py",
         "min_segments - 1)",
         "min_segments)",
         _SEGMENTS,
@@ -51,7 +51,7 @@ COMPRESSION = (
     Planted(
         "selection",
         "rows are scaled by saliency instead of columns",
-        "flashvid/selection.py",
+        "flashvid/compression/selection.py",
         "maps.mul_(scale.unsqueeze(1))",
         "maps.mul_(scale.unsqueeze(2))",
         _SELECTION,
@@ -59,7 +59,7 @@ COMPRESSION = (
     Planted(
         "selection",
         "the farthest chosen token counts, not the nearest",
-        "flashvid/selection.py",
+        "flashvid/compression/selection.py",
         "torch.minimum(nearest, row, out=nearest)",
         "torch.minimum(nearest, row).maximum(row)",
         _SELECTION,
@@ -67,7 +67,7 @@ COMPRESSION = (
     Planted(
         "selection",
         "a token can be chosen twice",
-        "flashvid/selection.py",
+        "flashvid/compression/selection.py",
         ".scatter_(2, pick, -torch.inf)",
         "",
         _SELECTION,
@@ -75,7 +75,7 @@ COMPRESSION = (
     Planted(
         "selection",
         "the first pick looks at the distance to itself",
-        "flashvid/selection.py",
+        "flashvid/compression/selection.py",
         ".values[:, 1:]",
         ".values[:, :1]",
         _SELECTION,
@@ -83,7 +83,7 @@ COMPRESSION = (
     Planted(
         "selection",
         "attn_div_v2 adds relevance instead of multiplying",
-        "flashvid/selection.py",
+        "flashvid/compression/selection.py",
         "scale = scale * _needed(relevance",
         "scale = scale + _needed(relevance",
         _SELECTION,
@@ -91,7 +91,7 @@ COMPRESSION = (
     Planted(
         "selection",
         "relevance of the first segment serves all",
-        "flashvid/selection.py",
+        "flashvid/compression/selection.py",
         "mean[segment_of_unit]",
         "mean[segment_of_unit * 0]",
         _SELECTION,
@@ -99,7 +99,7 @@ COMPRESSION = (
     Planted(
         "selection",
         "attn takes the highest index of equal ones",
-        "flashvid/selection.py",
+        "flashvid/compression/selection.py",
         "return saliency.sort(dim=-1, descending=True, stable=True).indices[",
         "last = saliency.shape[1] - 1\n"
         "    return last - saliency.flip(1).sort(dim=-1, descending=True, stable=True).indices[",
@@ -108,7 +108,7 @@ COMPRESSION = (
     Planted(
         "selection",
         "zero vectors become NaN",
-        "flashvid/products.py",
+        "flashvid/compression/products.py",
         "norms.clamp_(min=_SMALLEST_NORM)",
         "norms",
         _SELECTION,
@@ -116,7 +116,7 @@ COMPRESSION = (
     Planted(
         "trees",
         "a cosine equal to the threshold links",
-        "flashvid/merging.py",
+        "flashvid/compression/merging.py",
         "(cosine > limits[",
         "(cosine >= limits[",
         _TREES,
@@ -124,7 +124,7 @@ COMPRESSION = (
     Planted(
         "trees",
         "links cross segment borders",
-        "flashvid/merging.py",
+        "flashvid/compression/merging.py",
         "inside[1:] = segment_of_unit[1:] == segment_of_unit[:-1]",
         "inside[1:] = True",
         _TREES,
@@ -132,18 +132,23 @@ COMPRESSION = (
     Planted(
         "trees",
         "selected tokens are taken for parents",
-        "flashvid/merging.py",
+        "flashvid/compression/merging.py",
         "barred.masked_fill_(excluded, -torch.inf)",
         "barred.masked_fill_(excluded, 0)",
         _TREES,
     ),
     Planted(
-        "trees", "selected tokens link", "flashvid/merging.py", "& ~chosen & (cosine", "& (cosine", _TREES
+        "trees",
+        "selected tokens link",
+        "flashvid/compression/merging.py",
+        "& ~chosen & (cosine",
+        "& (cosine",
+        _TREES,
     ),
     Planted(
         "trees",
         "the floor is one token too low",
-        "flashvid/merging.py",
+        "flashvid/compression/merging.py",
         "+ most - 1).clamp_(min=0)",
         "+ most).clamp_(min=0)",
         _TREES,
@@ -151,7 +156,7 @@ COMPRESSION = (
     Planted(
         "trees",
         "the floor also acts where it is just kept",
-        "flashvid/merging.py",
+        "flashvid/compression/merging.py",
         "torch.where(links > most,",
         "torch.where(links >= most,",
         _TREES,
@@ -159,7 +164,7 @@ COMPRESSION = (
     Planted(
         "trees",
         "the floor takes cosines of the whole video",
-        "flashvid/merging.py",
+        "flashvid/compression/merging.py",
         "return falling[by_segment]",
         "return falling",
         _TREES,
@@ -167,7 +172,7 @@ COMPRESSION = (
     Planted(
         "trees",
         "roots are sought step by step, too few steps",
-        "flashvid/merging.py",
+        "flashvid/compression/merging.py",
         "root = root[root]",
         "root = root[parent]",
         _TREES,
@@ -175,7 +180,7 @@ COMPRESSION = (
     Planted(
         "trees",
         "the reference mean divides by all members",
-        "flashvid/merging.py",
+        "flashvid/compression/merging.py",
         'forest.root if tree_mean == "members" else forest.parent',
         "forest.root",
         _TREES,
@@ -183,7 +188,7 @@ COMPRESSION = (
     Planted(
         "clusters",
         "density counts one neighbour too many",
-        "flashvid/clustering.py",
+        "flashvid/compression/clustering.py",
         "k = counts.clamp(max=most)",
         "k = (counts + 1).clamp(max=most)",
         _CLUSTERS,
@@ -191,7 +196,7 @@ COMPRESSION = (
     Planted(
         "clusters",
         "density of distances that are not squared",
-        "flashvid/clustering.py",
+        "flashvid/compression/clustering.py",
         ".values.square_()",
         ".values",
         _CLUSTERS,
@@ -199,7 +204,7 @@ COMPRESSION = (
     Planted(
         "clusters",
         "equally dense points separate each other",
-        "flashvid/clustering.py",
+        "flashvid/compression/clustering.py",
         "density.unsqueeze(1) > density.unsqueeze(2)",
         "density.unsqueeze(1) >= density.unsqueeze(2)",
         _CLUSTERS,
@@ -207,7 +212,7 @@ COMPRESSION = (
     Planted(
         "clusters",
         "the densest point has no separation",
-        "flashvid/clustering.py",
+        "flashvid/compression/clustering.py",
         "torch.where(nearest < torch.inf, nearest, largest)",
         "torch.where(nearest < torch.inf, nearest, 0)",
         _CLUSTERS,
@@ -215,7 +220,7 @@ COMPRESSION = (
     Planted(
         "clusters",
         "distances without the root of D",
-        "flashvid/clustering.py",
+        "flashvid/compression/clustering.py",
         ".div_(width).sqrt_()",
         ".sqrt_()",
         _CLUSTERS,
@@ -223,7 +228,7 @@ COMPRESSION = (
     Planted(
         "clusters",
         "padding is clustered too",
-        "flashvid/clustering.py",
+        "flashvid/compression/clustering.py",
         "return maps.add_(padding.unsqueeze(1)).add_(padding.unsqueeze(2))",
         "return maps",
         _CLUSTERS,
@@ -231,7 +236,7 @@ COMPRESSION = (
     Planted(
         "clusters",
         "centres of other units' counts are joined",
-        "flashvid/clustering.py",
+        "flashvid/compression/clustering.py",
         "is_spare = (rank >= counts.unsqueeze(-1))",
         "is_spare = (rank > counts.unsqueeze(-1))",
         _CLUSTERS,
@@ -239,7 +244,7 @@ COMPRESSION = (
     Planted(
         "clusters",
         "the latest of equal points becomes the centre",
-        "flashvid/clustering.py",
+        "flashvid/compression/clustering.py",
         "centers = score.sort(dim=1, descending=True, stable=True).indices[",
         "centers = (score.shape[1] - 1 - score.flip(1).sort(dim=1, descending=True, stable=True).indices)[",
         _CLUSTERS,
@@ -247,7 +252,7 @@ COMPRESSION = (
     Planted(
         "clusters",
         "the lowest-ranked of equally near centres is joined",
-        "flashvid/clustering.py",
+        "flashvid/compression/clustering.py",
         "to_centers.argmin(dim=2)",
         "to_centers.shape[2] - 1 - to_centers.flip(2).argmin(dim=2)",
         _CLUSTERS,
@@ -255,7 +260,7 @@ COMPRESSION = (
     Planted(
         "clusters",
         "a centre joins another that coincides with it",
-        "flashvid/clustering.py",
+        "flashvid/compression/clustering.py",
         "return assignment.scatter_(1, centers, own)",
         "return assignment",
         _CLUSTERS,
@@ -263,7 +268,7 @@ COMPRESSION = (
     Planted(
         "fill",
         "trees are clustered by their roots' tokens",
-        "flashvid/crowds.py",
+        "flashvid/compression/crowds.py",
         "    if num_values == 0:",
         "    if num_values >= 0:",
         _WHOLE,
@@ -271,7 +276,7 @@ COMPRESSION = (
     Planted(
         "fill",
         "trees of two count as their root alone",
-        "flashvid/crowds.py",
+        "flashvid/compression/crowds.py",
         "(sizes > 1)",
         "(sizes > 2)",
         _WHOLE,
@@ -279,7 +284,7 @@ COMPRESSION = (
     Planted(
         "fill",
         "a cluster stands at the rank of its centre",
-        "flashvid/crowds.py",
+        "flashvid/compression/crowds.py",
         "clusters.center_of_point()",
         "clusters.assignment",
         _WHOLE,
@@ -287,7 +292,7 @@ COMPRESSION = (
     Planted(
         "fill",
         "padding counts as a root",
-        "flashvid/crowds.py",
+        "flashvid/compression/crowds.py",
         "return positions, mask.gather(1, positions)",
         "return positions, positions >= 0",
         _WHOLE,
@@ -295,7 +300,7 @@ COMPRESSION = (
     Planted(
         "plan",
         "the floor counts only selected tokens",
-        "flashvid/compression.py",
+        "flashvid/compression/plan.py",
         "num_tokens - budget.kept for",
         "num_tokens - budget.selected for",
         _WHOLE,
@@ -303,7 +308,7 @@ COMPRESSION = (
     Planted(
         "plan",
         "clusters of the reference mean weigh trees alike twice",
-        "flashvid/compression.py",
+        "flashvid/compression/plan.py",
         "trees.shares / trees_of_owner[owner]",
         "trees.shares",
         _WHOLE,
@@ -311,7 +316,7 @@ COMPRESSION = (
     Planted(
         "plan",
         "groups are summed, not averaged",
-        "flashvid/merging.py",
+        "flashvid/compression/merging.py",
         'mode = "mean" if weights is None else "sum"',
         'mode = "sum"',
         _WHOLE,
@@ -319,7 +324,7 @@ COMPRESSION = (
     Planted(
         "plan",
         "half precision groups are summed, not averaged",
-        "flashvid/merging.py",
+        "flashvid/compression/merging.py",
         "sums[:num_groups].div_(self.sizes.clamp(min=1).unsqueeze(-1))",
         "pass",
         _DTYPES,
@@ -327,7 +332,7 @@ COMPRESSION = (
     Planted(
         "plan",
         "a kept token's group is found by its place in the video",
-        "flashvid/compression.py",
+        "flashvid/compression/plan.py",
         "group=rank[owner],",
         "group=rank[owner].flip(0),",
         _WHOLE,

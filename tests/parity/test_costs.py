@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,17 +11,18 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from flashvid import FlashVidConfig
-from flashvid.answers import VideoInput
-from flashvid.budget import Estimate, Workload, estimate
-from flashvid.engine import Engine
+from flashvid.budget.workload import Estimate, Workload, estimate
 from flashvid.frames import VisionSettings, frames_to_patches
+from flashvid.generation.answers import VideoInput
+from flashvid.generation.engine import Engine
+from flashvid.generation.reports import GenerationReport
+from flashvid.generation.wrapper import flashvid
 from flashvid.models.loading import LoadedModel, load_model
 from flashvid.models.shapes import shape_of
-from flashvid.reports import GenerationReport
-from flashvid.wrapper import flashvid
+from tests import ROOT
 from tests.tiny_model import random_frames, tiny_model
 
-DEMO = Path(__file__).resolve().parents[2] / "demo" / "model"
+DEMO = ROOT / "demo" / "model"
 VISION = VisionSettings(min_pixels=28 * 28, max_pixels=10**6)
 TEXT = (9, 14)  # tokens before and after the video
 FULL = FlashVidConfig(retention_ratio=1)

@@ -10,8 +10,9 @@ from torch import Tensor
 from transformers.vision_utils import get_vision_window_index
 
 from flashvid.frames import frames_to_patches
-from flashvid.models import Qwen25VLAdapter, adapter_for
-from flashvid.saliency import received_attention
+from flashvid.inside.saliency import received_attention
+from flashvid.models.qwen2_5_vl import Qwen25VLAdapter
+from flashvid.models.registry import adapter_for
 from tests.tiny_model import VISION, fingerprint, hooks_of, random_frames, tiny_model
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}

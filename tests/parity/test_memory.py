@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
@@ -14,21 +13,18 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from flashvid import FlashVidConfig, compress
-from flashvid.budget import (
-    MemoryEstimate,
-    Workload,
-    compression_bytes,
-    estimate,
-    prefill_bytes,
-    vision_chunk_bytes,
-)
+from flashvid.budget.costs import MemoryEstimate, compression_bytes, prefill_bytes, vision_chunk_bytes
+from flashvid.budget.workload import Workload, estimate
 from flashvid.frames import VisionSettings, iterate_patches
-from flashvid.models import EncodedVideo, Qwen25VLAdapter, adapter_for
+from flashvid.models.encoded import EncodedVideo
 from flashvid.models.loading import load_model
+from flashvid.models.qwen2_5_vl import Qwen25VLAdapter
+from flashvid.models.registry import adapter_for
 from flashvid.models.shapes import shape_of
+from tests import ROOT
 from tests.tiny_model import random_frames
 
-DEMO = Path(__file__).resolve().parents[2] / "demo" / "model"
+DEMO = ROOT / "demo" / "model"
 VISION = VisionSettings(min_pixels=28 * 28, max_pixels=10**6)
 FACTOR = 1.3
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from flashvid.budget import PruningSchedule
+from flashvid.budget.schedule import PruningSchedule
 from flashvid.frames import frames_to_patches
-from flashvid.models import adapter_for
-from flashvid.positions import VisionSpan, mrope_positions
-from flashvid.wrapper import flashvid
+from flashvid.generation.wrapper import flashvid
+from flashvid.inside.positions import VisionSpan, mrope_positions
+from flashvid.models.registry import adapter_for
 from tests.parity.masking import full_map
 from tests.tiny_model import IMAGE, VIDEO, VISION, prompt_of, random_frames, tiny_model
 

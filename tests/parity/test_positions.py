@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from flashvid.positions import PositionStyle, find_spans, mrope_positions
-from flashvid.prompt import token_types
+from flashvid.inside.positions import PositionStyle, find_spans, mrope_positions
+from flashvid.inside.prompt import token_types
 from tests.tiny_model import IMAGE, VIDEO, prompt_of, tiny_model
 
 PROMPTS = {

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from flashvid.budget import inside_schedule, kv_lengths_by_layer
+from flashvid.budget.schedule import inside_schedule, kv_lengths_by_layer
 from flashvid.config import FlashVidConfig
-from flashvid.wrapper import flashvid
+from flashvid.generation.wrapper import flashvid
 from tests.parity.masking import masked_instead
 from tests.parity.test_unwrapped import clip, inputs_of, picture
 from tests.tiny_model import IMAGE, VIDEO, prompt_of, tiny_model

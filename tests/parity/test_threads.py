@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from flashvid.models import adapter_for
-from flashvid.wrapper import flashvid
+from flashvid.generation.wrapper import flashvid
+from flashvid.models.registry import adapter_for
 from tests.parity.test_pruned_batches import ROWS, padded, visual_inputs
 from tests.parity.test_unwrapped import clip, inputs_of
 from tests.tiny_model import hooks_of, prompt_of, tiny_model

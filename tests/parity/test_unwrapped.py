@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from flashvid.frames import frames_to_patches
-from flashvid.positions import find_spans, mrope_positions
-from flashvid.prompt import token_types
-from flashvid.wrapper import flashvid
+from flashvid.generation.wrapper import flashvid
+from flashvid.inside.positions import find_spans, mrope_positions
+from flashvid.inside.prompt import token_types
 from tests.tiny_model import IMAGE, VIDEO, VISION, prompt_of, random_frames, tiny_model
 
 GREEDY: dict[str, Any] = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}

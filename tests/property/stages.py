@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from flashvid.compression.merging import Forest, grow_trees
+from flashvid.compression.products import token_products
+from flashvid.compression.segments import segment_ids
+from flashvid.compression.selection import event_relevance, select_tokens
 from flashvid.config import SelectionMethod
-from flashvid.merging import Forest, grow_trees
-from flashvid.products import token_products
-from flashvid.segments import segment_ids
-from flashvid.selection import event_relevance, select_tokens
 
 __all__ = ["link", "select", "unit_means"]
 

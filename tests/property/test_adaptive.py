@@ -8,8 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flashvid.adaptive import NOVELTY_STEPS, merged_places, unit_budgets, unit_novelty, unit_places
-from flashvid.budget import UnitBudget
+from flashvid.arithmetic import UnitBudget
+from flashvid.compression.adaptive import (
+    NOVELTY_STEPS,
+    merged_places,
+    unit_budgets,
+    unit_novelty,
+    unit_places,
+)
 from tests.oracles import adaptive
 from tests.property.clips import Clip, clips
 

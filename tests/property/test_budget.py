@@ -10,15 +10,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from flashvid import FlashVidConfig
-from flashvid.budget import (
-    frames_for_budget,
+from flashvid.arithmetic import share_places, unit_budget
+from flashvid.budget.grids import frames_for_budget
+from flashvid.budget.schedule import (
     kv_lengths_by_layer,
     llm_ratio_for_budget,
     mean_visual_tokens,
     pruned_tokens,
     pruning_schedule,
-    share_places,
-    unit_budget,
 )
 from tests.oracles import literal
 

@@ -9,7 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from flashvid.clustering import Clusters, cluster_units
+from flashvid.compression.clustering import Clusters, cluster_units
 from tests.oracles import literal
 from tests.property.clips import Clip, clips
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flashvid import FlashVidConfig, compress, plan_compression
-from flashvid.budget import UnitBudget, unit_budget
+from flashvid.arithmetic import UnitBudget, unit_budget
 from flashvid.config import TreeMean
 from tests.oracles import literal
 from tests.property.clips import Clip, axis_clips, clips, configs, joined

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from flashvid import CompressedVideo, FlashVidConfig, compress
+from flashvid.compression.products import unit_chunks
 from flashvid.config import SelectionMethod
-from flashvid.products import unit_chunks
 from tests.property.clips import Clip, clips, configs
 
 few = settings(max_examples=40)

@@ -8,9 +8,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from pipeline.history import Earlier
-from pipeline.ledger import MANY_CRASHES, History, Key, Ledger, Struck
-from pipeline.records import Reason, VideoRef
+from pipeline.cluster.backlog import Struck
+from pipeline.cluster.ledger import MANY_CRASHES, Ledger
+from pipeline.errors import Reason
+from pipeline.output.history import Earlier, History, Key
+from pipeline.records import VideoRef
 from tests.unit.samples import make_ref
 
 ATTEMPTS, STRIKES = 2, 3

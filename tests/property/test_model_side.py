@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flashvid.positions import VisionSpan, mrope_positions
-from flashvid.pruning import plan_cut, select_tokens
-from flashvid.saliency import last_query_attention, pool_patches, received_attention
+from flashvid.inside.positions import VisionSpan, mrope_positions
+from flashvid.inside.pruning import plan_cut, select_tokens
+from flashvid.inside.saliency import last_query_attention, pool_patches, received_attention
 from tests.oracles import literal_model
 
 Part = int | tuple[tuple[int, int, int], float]

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flashvid.segments import segment_ids, segment_lengths
+from flashvid.compression.segments import segment_ids, segment_lengths
 from tests.oracles import literal
 from tests.property.clips import Clip, axis_clips, clips
 from tests.property.stages import unit_means

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from flashvid import FlashVidConfig, compress
-from flashvid.merging import Groups
-from flashvid.precision import full_precision
+from flashvid.compression.merging import Groups
+from flashvid.compression.precision import full_precision
 from tests.property.test_adaptive_compress import assert_same
 
 CONFIGS = [

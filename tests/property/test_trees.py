@@ -7,7 +7,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from flashvid.merging import Forest, tree_weights
+from flashvid.compression.merging import Forest, tree_weights
 from tests.oracles import literal
 from tests.property.clips import Clip, axis_clips, clips, joined, lengths_of
 from tests.property.stages import link

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from flashvid.answers import Generation, VideoAnswers, VideoInput
-from pipeline.config import JobConfig
+from flashvid.generation.answers import Generation, VideoAnswers, VideoInput
+from pipeline.config.job import JobConfig
 
 __all__ = ["PlainEngine", "PlainVision", "lacking", "made", "not_a_function"]
 

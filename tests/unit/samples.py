@@ -6,7 +6,8 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from pipeline.records import Answer, Failure, Reason, Segment, Stage, VideoRef, VideoRow
+from pipeline.errors import Reason, Stage
+from pipeline.records import Answer, Failure, Segment, VideoRef, VideoRow
 
 FINGERPRINT = "0123456789abcdef"
 

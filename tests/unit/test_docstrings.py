@@ -25,20 +25,20 @@ RAISES = re.compile(r"\b[Rr]aise[sd]?\b")
 
 # Where the paper (arXiv 2602.08024) defines what these do; each docstring says so.
 SECTIONS = {
-    "flashvid.segments.segment_lengths": "3.2",
-    "flashvid.selection.select_tokens": "3.3",
-    "flashvid.selection.select_by_saliency": "3.3",
-    "flashvid.selection.select_by_diversity": "3.3",
-    "flashvid.selection.event_relevance": "3.3",
-    "flashvid.merging.grow_trees": "3.4",
-    "flashvid.merging.tree_weights": "3.4",
-    "flashvid.clustering.cluster_units": "3.4",
-    "flashvid.filling.cluster_trees": "3.4",
-    "flashvid.compression.compress": "3.2-3.4",
-    "flashvid.compression.plan_compression": "3.2-3.4",
-    "flashvid.pruning.prune_inside": "3.5",
-    "flashvid.pruning.select_tokens": "3.5",
-    "flashvid.schedule.pruning_schedule": "3.5",
+    "flashvid.compression.segments.segment_lengths": "3.2",
+    "flashvid.compression.selection.select_tokens": "3.3",
+    "flashvid.compression.selection.select_by_saliency": "3.3",
+    "flashvid.compression.selection.select_by_diversity": "3.3",
+    "flashvid.compression.selection.event_relevance": "3.3",
+    "flashvid.compression.merging.grow_trees": "3.4",
+    "flashvid.compression.merging.tree_weights": "3.4",
+    "flashvid.compression.clustering.cluster_units": "3.4",
+    "flashvid.compression.filling.cluster_trees": "3.4",
+    "flashvid.compression.plan.compress": "3.2-3.4",
+    "flashvid.compression.plan.plan_compression": "3.2-3.4",
+    "flashvid.inside.pruning.prune_inside": "3.5",
+    "flashvid.inside.pruning.select_tokens": "3.5",
+    "flashvid.budget.schedule.pruning_schedule": "3.5",
 }
 
 
@@ -146,7 +146,9 @@ def test_the_paper_section_is_named(path: str, section: str) -> None:
 
 
 def test_every_stage_is_looked_at() -> None:
-    assert {"flashvid.segments", "flashvid.compression", "flashvid.models.qwen2_5_vl"} <= set(MODULES)
+    assert {"flashvid.compression.segments", "flashvid.compression", "flashvid.models.qwen2_5_vl"} <= set(
+        MODULES
+    )
 
 
 POOR = '''

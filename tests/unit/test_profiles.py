@@ -5,15 +5,15 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from flashvid import FlashVidConfig, compress, flashvid, profile
 from flashvid.profiles import PROFILES, profile_settings
+from tests import ROOT
 
-DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "PROFILES.md"
+DOCUMENT = ROOT / "docs" / "PROFILES.md"
 FIELDS = ["retention_ratio", "temporal_threshold", "min_segment_num"]
 
 

@@ -10,14 +10,8 @@ import pyarrow as pa
 import pytest
 
 from pipeline.errors import Reason, Stage, VideoError
-from pipeline.records import (
-    Answer,
-    Failure,
-    Frames,
-    Segment,
-    VideoRow,
-)
-from pipeline.schemas import FAILURE_SCHEMA, VIDEO_SCHEMA
+from pipeline.output.schemas import FAILURE_SCHEMA, VIDEO_SCHEMA
+from pipeline.records import Answer, Failure, Frames, Segment, VideoRow
 from tests.unit.samples import make_failure, make_ref, make_row
 
 TIMES = {"indexed_at_us": "indexed_at", "failed_at_us": "failed_at"}

@@ -1,0 +1,213 @@
+"""The ``flashvid`` command. Heavy imports wait until a command needs them, so that --help is quick."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline import ROOT
+from pipeline.cli.console import make_console
+from pipeline.cli.options import (
+    Config,
+    ConfigFile,
+    Model,
+    Overrides,
+    Reasons,
+    Video,
+    check_reasons,
+    reporting,
+)
+from pipeline.cli.outputs import compact, export, status, verify
+from pipeline.cli.submission import submit
+from pipeline.errors import UserError
+
+__all__ = ["app", "main"]
+
+_MAX_PANELS = 320  # a page of some 10 000 pixels, all of it in memory
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="""
+    Turn a folder or bucket of videos into a table of captions and answers, in Parquet.
+
+    Qwen2.5-VL looks at many frames of every video, because FlashVID (ICLR 2026) keeps about a tenth of
+    the visual tokens. Ray workers, one GPU each, share the corpus; every video ends as a row, or as a
+    failure with a reason.
+
+    **Start here**
+
+        flashvid demo                                  (made-up videos, CPU)
+
+        flashvid caption talk.mp4 -q "Who speaks?"     (one video, printed)
+
+        flashvid index configs/gpu.yaml corpus.uri=... output.uri=...
+    """,
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        try:
+            typer.echo(f"flashvid {metadata.version('flashvid-index')}")
+        except metadata.PackageNotFoundError:
+            typer.echo("flashvid (not installed; run from its source)")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+@reporting
+def demo(
+    overrides: Overrides = None,
+    output: Annotated[Path, typer.Option(help="Folder for the videos and the index.")] = Path("out/demo"),
+    videos: Annotated[int, typer.Option(min=1, help="How many videos to make up.")] = 14,
+    seed: Annotated[int, typer.Option(help="Which world; another seed, other videos.")] = 2026,
+) -> None:
+    """Index a made-up corpus with a small model, and hold every answer against the truth.
+
+    Two CPU cores and a few minutes are enough; run again, it shows what is there. The last table is the
+    point of it all: events found in 16 uncompressed frames, and in 160 frames at a tenth of the tokens.
+    """
+    _enter_clone("flashvid demo")
+    from demo.showcase import run_showcase
+
+    run_showcase(make_console(), overrides or [], output=output, num_videos=videos, seed=seed)
+
+
+@app.command()
+@reporting
+def index(
+    config: ConfigFile,
+    overrides: Overrides = None,
+) -> None:
+    """Index a corpus: captions and answers for every video, to Parquet.
+
+    Start it again to resume: what is indexed is skipped. Exit status: 0 every video is accounted for
+    (failures are rows, and are printed), 2 a mistake in the settings, 3 the sum does not close or the run
+    could not finish, 130 interrupted.
+
+        flashvid index configs/local_cpu.yaml corpus.uri=my_videos output.uri=out/my
+
+        flashvid index configs/gpu.yaml corpus.uri=/data output.uri=/index workers.count=8
+    """
+    from pipeline.cli.commands import run_index
+
+    if "=" in config.name and not config.exists():
+        raise UserError(
+            f"the first argument is {str(config)!r}; give the configuration file first, then the settings: "
+            f"flashvid index configs/gpu.yaml {config}"
+        )
+    raise typer.Exit(run_index(make_console(), config, overrides or []))
+
+
+@app.command()
+@reporting
+def heal(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    reason: Reasons = None,
+) -> None:
+    """Try again what failed for good, and nothing else.
+
+    Only videos whose last word in the output is a final failure are listed; with --reason, only those that
+    failed for that reason. Their attempts count from anew. Exit status as of `flashvid index`.
+
+        flashvid heal configs/gpu.yaml corpus.uri=s3://b/videos output.uri=s3://b/index -r too_large
+    """
+    from pipeline.cli.commands import run_index
+
+    check_reasons(reason or [])
+    raise typer.Exit(run_index(make_console(), config, overrides or [], heal=tuple(reason or ())))
+
+
+for _command in (submit, status, verify, compact, export):
+    app.command()(_command)
+
+
+@app.command()
+@reporting
+def caption(
+    video: Video,
+    overrides: Overrides = None,
+    question: Annotated[
+        list[str] | None, typer.Option("--question", "-q", help="A question to answer; may be repeated.")
+    ] = None,
+    config: Config = None,
+    model: Model = None,
+) -> None:
+    """Caption one video and answer questions about it; prints, stores nothing, needs no Ray.
+
+    Without --config and --model the demo model of the repository is used, which knows coloured shapes and
+    nothing else. Exit status 1 where the video cannot be read.
+
+        flashvid caption demo/samples/video_000.mp4 -q "what flashes ?"
+
+        flashvid caption talk.mp4 --model Qwen/Qwen2.5-VL-7B-Instruct -q "Who speaks?"
+    """
+    from pipeline.cli.commands import caption_config, run_caption
+
+    job = caption_config(video, question or [], config, model, overrides or [])
+    raise typer.Exit(run_caption(make_console(), job))
+
+
+@app.command()
+@reporting
+def show(  # noqa: PLR0917
+    video: Video,
+    overrides: Overrides = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The picture to write: .png or .pdf.")
+    ] = Path("tokens.png"),
+    units: Annotated[
+        int,
+        typer.Option(min=1, max=_MAX_PANELS, help="Draw at most this many temporal units, evenly chosen."),
+    ] = 24,
+    config: Config = None,
+    model: Model = None,
+) -> None:
+    """Draw which visual tokens of one video survive, and what became of the others.
+
+    The video is decoded, encoded and planned as `flashvid caption` does it; no text is generated. Without
+    --config and --model the demo model of the repository is used. Exit status 1 where the video cannot be
+    read. What the picture shows: docs/SHOW.md.
+
+        flashvid show demo/samples/video_000.mp4 -o tokens.png compression.retention_ratio=0.25
+
+        flashvid show talk.mp4 -o tokens.pdf --model Qwen/Qwen2.5-VL-7B-Instruct --units 12
+    """
+    from pipeline.cli.commands import caption_config, run_show
+
+    job = caption_config(video, [], config, model, overrides or [])
+    raise typer.Exit(run_show(make_console(), job, output, units))
+
+
+def _enter_clone(command: str) -> None:
+    """Make ``demo`` importable; it lives in the repository, not in the installed package."""
+    if not (ROOT / "demo" / "showcase.py").is_file():
+        raise UserError(
+            f"{command} needs the repository (no demo folder in {str(ROOT)!r}); clone it and run it there"
+        )
+    if str(ROOT) not in sys.path:
+        sys.path.insert(0, str(ROOT))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the console script; ``arguments`` in place of the command line's."""
+    app(args=arguments, prog_name="flashvid")

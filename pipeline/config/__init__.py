@@ -1,0 +1,54 @@
+"""What may a job set?
+
+In: a YAML file and key=value overrides. Out: a frozen JobConfig in which every value is checked, with the
+fingerprint of what changes an answer. Start with job.py; sections.py has every setting and its default.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import lazy_loader
+
+if TYPE_CHECKING:
+    from pipeline.config.job import JobConfig, load_config
+    from pipeline.config.sections import (
+        CorpusConfig,
+        DecodingConfig,
+        ManifestConfig,
+        MetricsConfig,
+        ModelConfig,
+        OutputConfig,
+        SummaryConfig,
+        WindowsConfig,
+    )
+else:
+    __getattr__, __dir__, _ = lazy_loader.attach(
+        __name__,
+        submod_attrs={
+            "job": ["JobConfig", "load_config"],
+            "sections": [
+                "CorpusConfig",
+                "DecodingConfig",
+                "ManifestConfig",
+                "MetricsConfig",
+                "ModelConfig",
+                "OutputConfig",
+                "SummaryConfig",
+                "WindowsConfig",
+            ],
+        },
+    )
+
+__all__ = [
+    "CorpusConfig",
+    "DecodingConfig",
+    "JobConfig",
+    "ManifestConfig",
+    "MetricsConfig",
+    "ModelConfig",
+    "OutputConfig",
+    "SummaryConfig",
+    "WindowsConfig",
+    "load_config",
+]

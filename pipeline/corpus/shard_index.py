@@ -1,0 +1,162 @@
+"""What a tar shard holds, as a small table: made from its headers once, then kept beside the output."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.corpus.entries import Entry
+from pipeline.corpus.tar_headers import Member, RangeReader, TarError, read_members
+from pipeline.errors import Reason
+from pipeline.records import Problem
+
+__all__ = [
+    "IndexCache",
+    "Indexed",
+    "ShardIndex",
+    "build_index",
+    "cache_name",
+    "from_bytes",
+    "sample_key",
+    "to_bytes",
+]
+
+MAX_MEMBERS = 200_000
+MAX_JSON_BYTES = 2**20
+_FORMAT = "1"
+_SCHEMA = pa.schema(
+    [
+        pa.field("name", pa.binary(), nullable=False),  # names need not be text
+        pa.field("offset", pa.int64(), nullable=False),
+        pa.field("num_bytes", pa.int64(), nullable=False),
+        pa.field("is_sparse", pa.bool_(), nullable=False),
+        pa.field("fields", pa.string()),  # of a .json member: the fields asked for, as JSON
+        pa.field("fault", pa.string()),  # why it has none
+    ]
+)
+
+
+class IndexCache(Protocol):
+    """Where indexes are kept between runs. Several threads may ``get`` at once, one will ``put``."""
+
+    def get(self, name: str) -> bytes | None:
+        """What was put under the name; None where nothing was."""
+        ...
+
+    def put(self, name: str, data: bytes) -> None:
+        """Keep the bytes under the name, whole or not at all."""
+        ...
+
+
+@dataclass(frozen=True)
+class Indexed:
+    """One member, and what its sample's JSON says, if it is that JSON."""
+
+    member: Member
+    fields: Mapping[str, Any] | None = None
+    fault: str | None = None
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """The regular files of one shard, and what is wrong with the shard, if anything is."""
+
+    members: Sequence[Indexed]
+    problem: Problem | None = None
+
+
+def sample_key(name: str) -> str:
+    """What the members of one WebDataset sample share: the path up to the first dot of the base name."""
+    folder, slash, base = name.rpartition("/")
+    return folder + slash + base.partition(".")[0]
+
+
+def build_index(reader: RangeReader, wanted: frozenset[str]) -> ShardIndex:
+    """The index of a shard, from its headers, and from its .json members where fields are wanted.
+
+    Of members with one name the last counts, as for tar. Raises what reading raises.
+    """
+    found: dict[str, Indexed] = {}
+    try:
+        for member in read_members(reader):
+            found.pop(member.name, None)
+            found[member.name] = _indexed(reader, member, wanted)
+            if len(found) > MAX_MEMBERS:
+                rule = f"has more than {MAX_MEMBERS} members: split it"
+                return ShardIndex((), Problem(Reason.TOO_LARGE, rule))
+    except TarError as broken:
+        reason = Reason.INVALID_INPUT if broken.is_compressed else Reason.CORRUPT
+        return ShardIndex(list(found.values()), Problem(reason, f"is {broken}"))
+    return ShardIndex(list(found.values()))
+
+
+def _indexed(reader: RangeReader, member: Member, wanted: frozenset[str]) -> Indexed:
+    is_json = member.name.endswith(".json") and sample_key(member.name) + ".json" == member.name
+    if not wanted or not is_json:
+        return Indexed(member)
+    if member.num_bytes > MAX_JSON_BYTES or member.is_sparse:
+        return Indexed(
+            member, fault=f"{member.name!r} has {member.num_bytes} bytes, at most {MAX_JSON_BYTES} are read"
+        )
+    data = reader.read(member.offset, member.num_bytes)
+    try:
+        values = json.loads(data.decode("utf-8", "surrogateescape")) if data else None
+    except (ValueError, RecursionError) as error:
+        return Indexed(member, fault=f"{member.name!r} is not JSON: {error}")
+    if not isinstance(values, dict):
+        return Indexed(member, fault=f"{member.name!r} is no JSON object")
+    return Indexed(member, {name: values[name] for name in wanted if values.get(name) is not None})
+
+
+def cache_name(shard: Entry, wanted: frozenset[str]) -> str:
+    """The name of a shard's index: a hash of its uri, its version and the fields wanted of it."""
+    text = json.dumps([_FORMAT, shard.uri, shard.version, shard.size_bytes, sorted(wanted)])
+    return f"{hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}.parquet"
+
+
+def to_bytes(index: ShardIndex) -> bytes:
+    """The index as a Parquet file."""
+    rows = [
+        {
+            **one.member._asdict(),
+            "name": os.fsencode(one.member.name),
+            "fields": None if one.fields is None else json.dumps(one.fields),
+            "fault": None if one.fault is None else one.fault.encode("utf-8", "backslashreplace").decode(),
+        }
+        for one in index.members
+    ]
+    problem = index.problem and {"reason": index.problem.reason.value, "message": index.problem.message}
+    metadata = {"flashvid.shard": json.dumps({"format": _FORMAT, "num": len(rows), "problem": problem})}
+    target = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, _SCHEMA.with_metadata(metadata)), target, compression="zstd")
+    return target.getvalue()
+
+
+def from_bytes(data: bytes, num_bytes: int) -> ShardIndex | None:
+    """The index that ``to_bytes`` wrote of a shard of so many bytes; None for anything else."""
+    try:
+        table = pq.read_table(io.BytesIO(data))
+        about = json.loads((table.schema.metadata or {})[b"flashvid.shard"])
+        if not table.schema.equals(_SCHEMA) or about["format"] != _FORMAT or about["num"] != len(table):
+            return None
+        members = [_from_row(row) for row in table.to_pylist()]
+        problem = about["problem"] and Problem(
+            Reason(about["problem"]["reason"]), about["problem"]["message"]
+        )
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError):
+        return None
+    is_within = all(0 <= one.member.offset <= num_bytes and one.member.num_bytes >= 0 for one in members)
+    return ShardIndex(members, problem) if is_within else None
+
+
+def _from_row(row: Mapping[str, Any]) -> Indexed:
+    member = Member(os.fsdecode(row["name"]), row["offset"], row["num_bytes"], row["is_sparse"])
+    return Indexed(member, None if row["fields"] is None else json.loads(row["fields"]), row["fault"])

@@ -1,0 +1,299 @@
+"""Containers and streams through PyAV: what is in a file, its packets and its frames.
+
+Only the local file itself is ever opened: no network, no playlists, no cover art taken for video. What a
+file claims of itself is held against limits before anything of that size is allocated.
+"""
+
+from __future__ import annotations
+
+import errno
+import gc
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import av
+
+from pipeline.decoding.timeline import Clock
+from pipeline.decoding.upright import Turn, turn_of
+from pipeline.errors import Reason, Stage, VideoError
+
+__all__ = [
+    "NO_ROOM",
+    "Damage",
+    "DecoderRefusedError",
+    "Header",
+    "Limits",
+    "decoded",
+    "describe",
+    "head_of",
+    "jumped",
+    "may_jump",
+    "opened",
+    "origin_seconds",
+    "packets_of",
+    "read_header",
+]
+
+# Formats that hold their own pictures (or sound, to say that there is no picture). Those that name other
+# files or hosts are not among them: a corpus must not make a worker read anything but the video.
+_FORMATS = (
+    "mov,matroska,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,vvc,av1,obu,ivf,vc1,vc1test,h261,h263,dirac,"
+    "cavsvideo,avs2,avs3,flv,live_flv,kux,asf,ogg,nut,mxf,gxf,dv,dhav,gif,apng,rm,wtv,nsv,nuv,mjpeg,"
+    "mjpeg_2000,smjpeg,mpjpeg,yuv4mpegpipe,bink,smk,swf,roq,flic,film_cpk,pva,pmp,ty,vivo,amv,cine,mlv,"
+    "r3d,ser,dxa,xmv,thp,avif,png_pipe,jpeg_pipe,webp_pipe,gif_pipe,bmp_pipe,tiff_pipe,j2k_pipe,"
+    "jpegxl_pipe,jpegxl_anim,ppm_pipe,wav,mp3,flac,aac,ac3,eac3,aiff,amr,au,caf,opus,w64,ape,wv,dts"
+)
+_PLAYLIST_STARTS = (b"#EXTM3U", b"ffconcat", b"v=0\r", b"v=0\n", b"[playlist]", b"<?xml", b"<MPD", b"<Smooth")
+_HEAD_BYTES = 4096
+# BlockingIOError: no thread could be started. Neither is the fault of the file.
+NO_ROOM = (MemoryError, BlockingIOError)
+# libav holds sides rounded up to whole blocks against its limit; the exact check is ours.
+_ALIGNMENT_SLACK = 1.25
+_TS_DISCONT = 0x200  # AVFMT_TS_DISCONT
+_TAGGED_DURATION = re.compile(r"(\d{1,4}):(\d\d):(\d\d(?:\.\d+)?)$")
+
+
+class DecoderRefusedError(Exception):
+    """This decoder cannot, another may. ``reason`` holds where there is no other."""
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a file may claim of itself, and the threads that may decode it."""
+
+    max_frame_pixels: int
+    max_source_frames: int
+    threads: int = 1
+
+    @property
+    def codec_options(self) -> dict[str, str]:
+        return {"max_pixels": str(int(self.max_frame_pixels * _ALIGNMENT_SLACK))}
+
+    def check_size(self, width: int, height: int) -> None:
+        """Raise VideoError (too_large) for a picture of more than ``max_frame_pixels``."""
+        if width * height > self.max_frame_pixels:
+            _too_large(
+                f"pictures of {width}x{height} exceed decoding.max_frame_pixels={self.max_frame_pixels}"
+            )
+
+    def check_count(self, num_frames: int) -> None:
+        """Raise VideoError (too_large) for more than ``max_source_frames``."""
+        if num_frames > self.max_source_frames:
+            _too_large(f"{num_frames} frames exceed decoding.max_source_frames={self.max_source_frames}")
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the container claims, and the upright size of a frame that was decoded.
+
+    ``claimed_end_seconds``: when the pictures are said to end, from the container's start on; 0: no word.
+    """
+
+    codec: str
+    containers: frozenset[str]
+    claimed_end_seconds: float
+    width: int
+    height: int
+    turn: Turn
+
+
+@dataclass
+class Damage:
+    """Packets seen and packets that could not be decoded."""
+
+    packets: int = 0
+    bad: int = 0
+
+
+def read_header(path: str, limits: Limits) -> Header:
+    """What the file claims, and the size of its first frame. Raises as ``opened`` does."""
+    damage = Damage()
+    with opened(path, limits) as (container, stream):
+        first = next(decoded(container, stream, damage, limits), None)
+        if first is None:
+            raise DecoderRefusedError(Reason.CORRUPT, "no frame can be decoded")
+        header = describe(container, stream, first, turn_of(first))
+    del first
+    gc.collect()  # see turn_of
+    return header
+
+
+def describe(container: Any, stream: Any, frame: Any, turn: Turn) -> Header:
+    turned = turn.num_quarters % 2 == 1
+    return Header(
+        codec=stream.codec_context.codec.canonical_name,
+        containers=frozenset(container.format.name.split(",")),
+        claimed_end_seconds=_claimed_end(container, stream),
+        width=frame.height if turned else frame.width,
+        height=frame.width if turned else frame.height,
+        turn=turn,
+    )
+
+
+def origin_seconds(container: Any) -> float | None:
+    """When the container starts, be it with sound, on the clock that its packets tell; None: no word."""
+    start = container.start_time
+    return None if start is None else start / float(av.time_base)
+
+
+def may_jump(container: Any) -> bool:
+    """Whether the format allows timestamps to start anew in the middle."""
+    return bool(container.format.flags & _TS_DISCONT)
+
+
+def _claimed_end(container: Any, stream: Any) -> float:
+    """A whole file's duration may be the sound's; muxers of Matroska tag each stream with its own."""
+    if may_jump(container):  # no claim but libav's estimate
+        return 0.0
+    start = origin_seconds(container) or 0.0
+    tags = _duration_tags(stream.metadata)
+    tagged = next((found for found in map(_TAGGED_DURATION.match, tags) if found), None)
+    if tagged:  # by some muxers as the end on the file's clock
+        hours, minutes, seconds = map(float, tagged.groups())
+        return 3600 * hours + 60 * minutes + seconds - max(0.0, start)
+    if stream.duration is not None:
+        first = start if stream.start_time is None else float(stream.start_time * stream.time_base)
+        return max(0.0, first - start) + float(stream.duration * stream.time_base)
+    if container.duration is not None and len(container.streams) == 1:
+        return float(container.duration) / float(av.time_base) - max(0.0, start)
+    return 0.0
+
+
+def _duration_tags(tags: Mapping[str, str]) -> list[str]:
+    """The muxer's own first: one with a language may be left from the file that this was made of."""
+    names = [name for name in tags if name.upper().startswith("DURATION")]
+    return [tags[name] for name in sorted(names, key=len)]
+
+
+def head_of(path: str) -> bytes:
+    """The first bytes of a file, as many as tell its format."""
+    with open(path, "rb") as file:
+        return file.read(_HEAD_BYTES)
+
+
+@contextmanager
+def opened(path: str, limits: Limits, threads: int = 1) -> Iterator[tuple[Any, Any]]:
+    """A container and its main video stream (never cover art). Only the local file may be opened.
+
+    Raises VideoError: corrupt, unsupported_codec (playlists too), no_frames, or too_large for what it claims.
+    """
+    if head_of(path).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(_PLAYLIST_STARTS):
+        message = "a playlist or another text that names videos; list the videos themselves"
+        raise VideoError(Stage.DECODING, Reason.UNSUPPORTED_CODEC, message)
+    with _open(path, limits.codec_options) as container:
+        stream = _main_stream(container)
+        context = stream.codec_context
+        limits.check_count(stream.frames)
+        limits.check_size(*((context.width, context.height) if context.width else _claimed_size(path)))
+        context.options = limits.codec_options
+        context.thread_count = threads
+        context.thread_type = "AUTO"
+        yield container, stream
+
+
+def _open(path: str, options: dict[str, str]) -> Any:
+    """The options go to the container, and to the decoders that libav uses to find out what is in it."""
+    own = {"protocol_whitelist": "file", "format_whitelist": _FORMATS, **options}
+    try:
+        return av.open(path, options=own, metadata_errors="replace")
+    except NO_ROOM:
+        raise
+    except (av.error.FFmpegError, ValueError) as error:
+        said = getattr(error, "strerror", None) or error
+        raise VideoError(Stage.DECODING, Reason.CORRUPT, f"not a readable video: {said}") from None
+
+
+def _claimed_size(path: str) -> tuple[int, int]:
+    """What the headers say where libav refused it; no picture is decoded, so none is allocated."""
+    with _open(path, {"skip_frame": "all"}) as container:
+        context = _main_stream(container).codec_context
+        return context.width, context.height
+
+
+def _main_stream(container: Any) -> Any:
+    cover_art = av.stream.Disposition.attached_pic
+    moving = [stream for stream in container.streams.video if not stream.disposition & cover_art]
+    if not moving:
+        kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "none"
+        raise VideoError(Stage.DECODING, Reason.NO_FRAMES, f"no video stream (streams: {kinds})")
+    best = container.streams.best("video")
+    stream = best if best in moving else moving[0]
+    if stream.codec_context is None:
+        raise VideoError(Stage.DECODING, Reason.UNSUPPORTED_CODEC, "no decoder knows this video's codec")
+    return stream
+
+
+def packets_of(container: Any, stream: Any, limits: Limits) -> Iterator[Any]:
+    """Packets up to the end of the file or of what is left of it. Raises VideoError for too many."""
+    packets = container.demux(stream)
+    number = 0
+    while True:
+        try:
+            packet = next(packets)
+        except (StopIteration, IndexError):  # IndexError: PyAV's, where streams came up on the way
+            return
+        except NO_ROOM:
+            raise
+        except av.error.FFmpegError as error:
+            if error.errno == errno.EIO:
+                raise VideoError(Stage.READING, Reason.READ_ERROR, f"reading the file: {error}") from None
+            return
+        number += 1
+        limits.check_count(number - 1)  # the last one is empty: it flushes the decoder
+        yield packet
+
+
+def jumped(container: Any, stream: Any, at: int, *, is_byte: bool = False) -> bool:
+    """Go to the last keyframe at or before ``at``, in ticks of the stream, or to a byte; False: it fails."""
+    try:
+        if is_byte:
+            container.seek(at, unsupported_byte_offset=True)
+        else:
+            container.seek(at, stream=stream, backward=True)
+    except NO_ROOM:
+        raise
+    except (av.error.FFmpegError, OverflowError):
+        return False
+    return True
+
+
+def decoded(
+    container: Any,
+    stream: Any,
+    damage: Damage,
+    limits: Limits,
+    *,
+    clock: Clock | None = None,
+    position: int = 0,
+) -> Iterator[Any]:
+    """Frames in display order; packets that cannot be decoded are counted and passed over.
+
+    Times are mended by ``clock``, from the byte ``position`` on.
+    """
+    for packet in packets_of(container, stream, limits):
+        damage.packets += packet.size > 0
+        position = position if packet.pos is None else packet.pos
+        if clock is not None and packet.pts is not None:
+            packet.pts += clock.shift(position)
+        try:
+            frames = packet.decode()
+        except NO_ROOM:
+            raise
+        except av.error.FFmpegError:
+            damage.bad += 1
+            continue
+        for frame in frames:
+            limits.check_size(frame.width, frame.height)
+            if not frame.is_corrupt:
+                yield frame
+
+
+def _too_large(message: str) -> NoReturn:
+    raise VideoError(Stage.DECODING, Reason.TOO_LARGE, f"{message}; raise that to read it")

@@ -1,0 +1,175 @@
+"""What a submitted job is told to run, and what is refused before anything is sent."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.cli import main
+from pipeline.cluster.submitting import Submission
+from pipeline.config import JobConfig, load_config
+from pipeline.errors import UserError
+from tests import FLASHVID, ROOT
+
+DEMO = ROOT / "configs" / "demo.yaml"
+
+
+def demo(*overrides: str) -> JobConfig:
+    return load_config(DEMO, overrides)
+
+
+class Received(NamedTuple):
+    """What the command on the cluster is called with, its standard input, and the folder it runs in."""
+
+    arguments: list[str]
+    text: str
+    folder: str
+
+
+def received(submission: Submission, folder: Path) -> Received:
+    """Run the entrypoint by a shell, as Ray does, in ``folder``; a ``flashvid`` there notes what it gets."""
+    fake = folder / "flashvid"
+    fake.write_text(
+        '#!/bin/sh\nhere="${0%/*}"\n{ pwd; printf "%s\\n" "$@"; } > "$here/got"\ncat > "$here/in"\n'
+    )
+    fake.chmod(0o755)
+    command = submission.entrypoint().replace(str(FLASHVID), str(folder / "no such"))
+    environment = {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
+    subprocess.run(command, shell=True, cwd=folder, env=environment, check=True)
+    where, *arguments = (folder / "got").read_text().splitlines()
+    return Received(arguments, (folder / "in").read_text(), where)
+
+
+def read_back(text: str, monkeypatch: pytest.MonkeyPatch) -> JobConfig:
+    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+    return load_config("-")
+
+
+def test_a_job_indexes_what_was_resolved_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = demo(
+        "corpus.limit=2", "compression.profile=action", 'prompts.caption=it\'s "quoted" $HOME `x`\\n'
+    )
+    got = received(Submission(config), tmp_path)
+    assert got.arguments == ["index", "-"]
+    there = read_back(got.text, monkeypatch)
+    assert there.prompts == config.prompts
+    assert there.compression == config.compression
+    assert there.corpus.limit == 2
+    assert there.model_dump(
+        exclude={"corpus": {"uri"}, "output": {"uri"}, "model": {"name"}}
+    ) == config.model_dump(exclude={"corpus": {"uri"}, "output": {"uri"}, "model": {"name"}})
+
+
+def test_addresses_are_meant_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "where jobs start").mkdir()
+    monkeypatch.chdir(tmp_path)
+    config = demo("corpus.uri=my videos/*.mp4", "output.uri=~/out", "model.name=weights")
+    there = read_back(received(Submission(config), tmp_path).text, monkeypatch)
+    assert there.corpus.uri == f"{tmp_path}/my videos/*.mp4"
+    assert there.output.uri == str(Path("~/out").expanduser())
+    assert there.model.name == "weights"
+
+
+@pytest.mark.parametrize("uri", ["s3://bucket/videos", "file:///a%20b", "/shared/videos", "memory://x"])
+def test_addresses_that_hold_everywhere_stay(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = demo(f"corpus.uri={uri}", f"output.uri={uri}", "model.name=Qwen/Qwen2.5-VL-7B-Instruct")
+    there = read_back(received(Submission(config), tmp_path).text, monkeypatch)
+    assert (there.corpus.uri, there.output.uri) == (uri, uri)
+    assert there.model.name == "Qwen/Qwen2.5-VL-7B-Instruct"
+
+
+def test_the_fingerprint_is_that_of_the_same_job_run_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    there = read_back(received(Submission(demo()), tmp_path).text, monkeypatch)
+    assert there.fingerprint("sha256-x") == demo().fingerprint("sha256-x")
+
+
+def test_a_job_starts_in_the_same_folder_where_that_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, copy = tmp_path / "it's mine", tmp_path / "copy"
+    mine.mkdir()
+    copy.mkdir()
+    monkeypatch.chdir(mine)
+    job = Submission(demo())
+    assert received(job, tmp_path).folder == str(mine)
+    assert received(replace(job, working_dir=copy), copy).folder == str(copy), "Ray starts it there"
+    entrypoint = job.entrypoint()
+    mine.rmdir()
+    monkeypatch.setattr(Submission, "entrypoint", lambda _: entrypoint)
+    assert received(job, tmp_path).folder == str(tmp_path), "it is not there: wherever Ray starts it"
+
+
+@given(text=st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip))
+def test_any_text_arrives(text: str) -> None:
+    config = load_config(DEMO, values={"prompts.caption": text})
+    with pytest.MonkeyPatch.context() as patch:
+        there = read_back(Submission(config).entrypoint().split("\n", 1)[1].rsplit("\n", 1)[0], patch)
+    assert there.prompts.caption == config.prompts.caption
+
+
+def test_a_job_heals_by_reason(tmp_path: Path) -> None:
+    submission = Submission(demo(), heal=True, reasons=("corrupt", "too_large"))
+    assert received(submission, tmp_path).arguments == [
+        "heal",
+        "-",
+        "--reason",
+        "corrupt",
+        "--reason",
+        "too_large",
+    ]
+
+
+def test_no_folder_travels_unless_it_is_asked_for(tmp_path: Path) -> None:
+    assert set(Submission(demo()).runtime_env()) == {"env_vars"}
+    (tmp_path / "my_engine.py").touch()
+    assert Submission(demo(), working_dir=tmp_path).runtime_env()["working_dir"] == str(tmp_path)
+    Submission(demo(), working_dir=ROOT).runtime_env()  # a clone brings the package itself
+
+
+@pytest.mark.parametrize("name", ["pipeline/__init__.py", "flashvid.py", "queue.py"])
+def test_a_folder_that_would_hide_ours_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+    with pytest.raises(UserError, match=f"named {Path(name).parts[0].removesuffix('.py')};"):
+        Submission(demo(), working_dir=tmp_path).runtime_env()
+
+
+def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is no folder"):
+        Submission(demo(), working_dir=tmp_path / "no").runtime_env()
+
+
+def test_a_configuration_too_large_for_a_command_is_refused() -> None:
+    with pytest.raises(UserError, match=r"can carry 100000: put questions into a manifest"):
+        Submission(load_config(DEMO, values={"prompts.caption": "long " * 30_000})).entrypoint()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--reason", "corrupt"], "--reason goes with --heal"),
+        (["--heal", "--reason", "none"], "none of the reasons"),
+        (["workers.cuont=1"], "workers.count"),
+        (["--address", "head:8265"], "must be that of the dashboard"),
+    ],
+)
+def test_mistakes_are_refused_before_anything_is_sent(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["submit", str(DEMO), *arguments])
+    assert end.value.code == 2
+    assert said in capsys.readouterr().err
