@@ -45,6 +45,11 @@ def write_video(path: Path, seed: int, num_frames: int = 12) -> None:
         container.mux(stream.encode())
 
 
+def has_mapped(pid: int, library: str) -> bool:
+    """Whether a process has loaded a shared library whose name contains the text."""
+    return library in Path(f"/proc/{pid}/maps").read_text(encoding="utf-8", errors="replace")
+
+
 OUR_NAMES = ("pipeline/__init__.py", "jobs/__init__.py", "flashvid.py")
 
 

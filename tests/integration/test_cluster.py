@@ -9,6 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -21,9 +22,10 @@ from pipeline.cluster.session import ray_session as open_ray
 from pipeline.config.job import JobConfig
 from pipeline.errors import UserError
 from pipeline.output.store import OutputStore
+from tests import ROOT
 from tests.chaos.jobs import end_tree
 from tests.chaos.stub_engine import write_model
-from tests.integration.conftest import NUM_GOOD, ROOT, make_config
+from tests.integration.conftest import NUM_GOOD, has_mapped, make_config
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -199,3 +201,19 @@ def test_a_checkpoint_that_no_worker_finds_ends_the_run_and_says_so(
 ) -> None:
     with pytest.raises(UserError, match="there is no checkpoint on this machine"):
         run_job(stub_config(corpus, tmp_path, "load_nowhere"), on_progress=lambda _: None)
+
+
+def test_only_workers_load_torch(ray_session: None, corpus: Path, tmp_path: Path) -> None:
+    config = make_config(corpus, tmp_path / "out", "corpus.limit=1", "corpus.include=['good*']")
+    loaded: dict[str, bool] = {}
+
+    def look(_: Progress) -> None:
+        for process in psutil.process_iter(["cmdline"]):
+            with suppress(psutil.Error, OSError):
+                name = " ".join(process.info["cmdline"] or ())
+                for actor in ("Coordinator", "GpuWorker"):
+                    if name.startswith(f"ray::{actor}"):
+                        loaded[actor] = loaded.get(actor, False) or has_mapped(process.pid, "libtorch")
+
+    assert run_job(config, on_progress=look).exit_status == 0
+    assert loaded == {"Coordinator": False, "GpuWorker": True}
