@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.errors import Reason, Stage, VideoError
 from pipeline.output.schemas import FAILURE_SCHEMA, VIDEO_SCHEMA
-from pipeline.records import Answer, Failure, Frames, Segment, VideoRow
+from pipeline.records import VIDEO_COLUMNS, Answer, Failure, Frames, Segment, VideoRow
 from tests.unit.samples import make_failure, make_ref, make_row
 
 TIMES = {"indexed_at_us": "indexed_at", "failed_at_us": "failed_at"}
@@ -28,6 +28,7 @@ def struct_names(schema: pa.Schema, name: str) -> list[str]:
 
 def test_schemas_and_records_have_the_same_fields_in_the_same_order() -> None:
     assert [*VIDEO_SCHEMA.names, "extra"] == names(VideoRow)
+    assert VIDEO_SCHEMA.names == list(VIDEO_COLUMNS)
     assert FAILURE_SCHEMA.names == names(Failure)
     assert struct_names(VIDEO_SCHEMA, "answers") == names(Answer)
     assert struct_names(VIDEO_SCHEMA, "segments") == names(Segment)

@@ -22,7 +22,7 @@ from pipeline.output.store import OutputStore
 from tests import ROOT
 from tests.unit.samples import make_row
 
-COMMANDS = ("demo", "index", "heal", "status", "verify", "compact", "export", "caption", "show")
+COMMANDS = ("demo", "index", "heal", "submit", "status", "verify", "compact", "export", "caption", "show")
 
 
 @pytest.fixture(autouse=True)
