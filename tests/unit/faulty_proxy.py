@@ -18,7 +18,7 @@ __all__ = ["FAULTS", "FaultyProxy", "s3_server"]
 
 FAULTS = ("503", "500", "slow down", "reset", "answer lost", "body cut", "slow body")
 _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "date", "server"}
-_SLOW_SECONDS = 0.3
+_SLOW_SECONDS = 0.1
 _STALL_SECONDS = 3.0
 _DENIED = b"<Error><Code>AccessDenied</Code><Message>not yours</Message></Error>"
 
@@ -115,6 +115,7 @@ class _Server(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else a body waits 40 ms for the acknowledgement of its headers
 
     def log_message(self, *arguments: Any) -> None:
         """Say nothing."""
