@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from functools import cache
 from typing import Any
 
 import torch
@@ -56,8 +58,13 @@ CHAT_TEMPLATE = (
 def tiny_model(
     attn_implementation: str = "sdpa", seed: int = 0, num_layers: int = 5
 ) -> Qwen2_5_VLForConditionalGeneration:
-    """Random weights, large enough that attention is far from uniform."""
+    """Random weights, large enough that attention is far from uniform; a model of the caller's own."""
     torch.manual_seed(seed)
+    return copy.deepcopy(_made(attn_implementation, seed, num_layers))
+
+
+@cache
+def _made(attn_implementation: str, seed: int, num_layers: int) -> Qwen2_5_VLForConditionalGeneration:
     config = Qwen2_5_VLConfig(
         vision_config={
             "depth": 4,
