@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -65,6 +66,8 @@ def adapter_of(kind: str, dtype: torch.dtype) -> Qwen25VLAdapter:
         name = {torch.float32: "float32", torch.bfloat16: "bfloat16"}[dtype]
         loaded = load_model(str(DEMO), device="cpu", dtype=name, revision=None, attn_implementation="sdpa")
         return adapter_for(loaded.model)
+    if dtype != torch.float32:  # a copy, because making this many random weights takes seconds
+        return adapter_for(copy.deepcopy(adapter_of(kind, torch.float32).model).to(dtype))
     vision = {"depth": 2, "hidden_size": 1280, "num_heads": 16, "intermediate_size": 3420}
     text: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
     text |= {"num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 64}
@@ -73,7 +76,7 @@ def adapter_of(kind: str, dtype: torch.dtype) -> Qwen25VLAdapter:
         vision_config={**vision, "out_hidden_size": 64, "window_size": 112, "fullatt_block_indexes": [1]},
         text_config=text,
     )
-    return adapter_for(Qwen2_5_VLForConditionalGeneration(config).eval().to(dtype))
+    return adapter_for(Qwen2_5_VLForConditionalGeneration(config).eval())
 
 
 def encode(
