@@ -35,10 +35,8 @@ def full_map(layer: Any, hidden: Tensor, rotary: Any, mask: Tensor) -> Tensor:
 def causal(hidden_columns: list[int], size: int) -> Tensor:
     """(S, S) float32: 0 where a query looks, -inf after it and at the hidden columns but its own."""
     mask = torch.full((size, size), -math.inf).triu(1)
-    for column in hidden_columns:
-        mask[:column, column] = -math.inf
-        mask[column + 1 :, column] = -math.inf
-    return mask
+    mask[:, hidden_columns] = -math.inf
+    return mask.fill_diagonal_(0.0)
 
 
 class _Oracle:

@@ -17,7 +17,7 @@ from tests.parity.masking import full_map
 from tests.tiny_model import IMAGE, VIDEO, VISION, prompt_of, random_frames, tiny_model
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
-NEW_TOKENS = 6
+NEW_TOKENS = 4
 SPAN = VisionSpan("video", 5, (8, 4, 3), 1.5)
 IDS = torch.tensor([prompt_of(4, ("video", 96), 7)])
 GENERATE: dict[str, Any] = {

@@ -17,7 +17,7 @@ from tests.tiny_model import IMAGE, VIDEO, prompt_of, tiny_model
 
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
 LAYER, RATIO = 3, 0.3
-NEW = 5
+NEW = 3
 PLAIN: dict[str, Any] = {
     "max_new_tokens": NEW,
     "min_new_tokens": NEW,
