@@ -88,7 +88,7 @@ def test_a_video_that_fails_half_way_is_one_failure_and_leaves_nothing_behind(tm
 
     paths = [tmp_path / f"video{number}.mp4" for number in range(3)]
     for path in paths:
-        media.write_video(path, num_frames=160)  # 20 seconds
+        media.write_video(path, num_frames=64)  # 8 seconds, 5 windows
     work(tmp_path / "out", list(map(ref_of, paths)), Fussy())
     failures = failures_in(tmp_path / "out")
     assert [(reason, final) for _, reason, final in failures] == [("generation_failed", True)]
