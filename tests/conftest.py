@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 from functools import cache
-from pathlib import Path
 
 import pytest
 from hypothesis import settings
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
-_ROOT = Path(__file__).resolve().parent.parent
+from tests import ROOT
 
 # No time limit per example: machines are shared, and slow is not wrong. In CI the same examples each time.
 settings.register_profile("suite", deadline=None, derandomize=bool(os.environ.get("CI")))
@@ -20,7 +19,7 @@ settings.load_profile("suite")
 
 @cache
 def _starts_ray(file: str) -> bool:
-    return "pytest.mark.ray" in (_ROOT / file).read_text(encoding="utf-8")
+    return "pytest.mark.ray" in (ROOT / file).read_text(encoding="utf-8")
 
 
 class _ByFile(LoadScopeScheduling):
