@@ -164,8 +164,10 @@ def submit(  # noqa: PLR0917
     and output.uri are made absolute. On a cluster of several machines give them as s3://, gs:// or on a
     shared disk.
 
-    A cluster may ask for a token (Ray does once ~/.ray/auth_token exists on its head). Then the token of
-    ~/.ray/auth_token, RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH here is sent.
+    Who may see the dashboard sees the configuration. A cluster may ask for a token (Ray does once
+    ~/.ray/auth_token exists on its head, for example after `ray get-auth-token --generate`): the token of
+    ~/.ray/auth_token, RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH here is sent; RAY_AUTH_MODE=disabled before
+    `ray start` switches it off.
 
     Stopping a job (`ray job stop`, Ctrl-C here) lets workers finish or give back what they hold. Ray kills a
     job 3 s after it was told to stop: start the head with RAY_JOB_STOP_WAIT_TIME_S=60 in its environment to

@@ -78,8 +78,13 @@ class Submission:
                 "questions into a manifest, corpus.manifest.questions_column"
             )
         run = f"if [ -x {here} ]; then exec {here} {command}; else exec flashvid {command}; fi"
-        enter = "" if self.working_dir is not None else f"cd {shlex.quote(os.getcwd())} 2>/dev/null; "
-        return f"{enter}{run} <<'{_END}'\n{text}\n{_END}"
+        return f"{self._enter()}{run} <<'{_END}'\n{text}\n{_END}"
+
+    def _enter(self) -> str:
+        if self.working_dir is not None:
+            return ""
+        missed = f"flashvid: there is no {os.getcwd()} here, so relative addresses start in"
+        return f'cd {shlex.quote(os.getcwd())} 2>/dev/null || echo {shlex.quote(missed)} "$PWD" >&2; '
 
     def runtime_env(self) -> dict[str, Any]:
         """Ray's settings for the job. Raises UserError for a working folder whose modules would hide ours."""
@@ -126,7 +131,12 @@ def _as_seen_there(config: JobConfig) -> dict[str, Any]:
 def _ascii_yaml(raw: dict[str, Any]) -> str:
     """One line of YAML, whatever the locale: JSON, but for the characters that YAML escapes differently."""
     text = json.dumps(raw, ensure_ascii=False)
-    return re.sub(r"[^ -~]", lambda found: f"\\U{ord(found[0]):08x}", text)
+    return re.sub(r"[^ -~]", _escaped, text)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def _absolute(uri: str) -> str:

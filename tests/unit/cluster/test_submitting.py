@@ -97,7 +97,7 @@ def test_the_fingerprint_is_that_of_the_same_job_run_here(
 
 
 def test_a_job_starts_in_the_same_folder_where_that_is_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     mine, copy = tmp_path / "it's mine", tmp_path / "copy"
     mine.mkdir()
@@ -109,7 +109,9 @@ def test_a_job_starts_in_the_same_folder_where_that_is_there(
     entrypoint = job.entrypoint()
     mine.rmdir()
     monkeypatch.setattr(Submission, "entrypoint", lambda _: entrypoint)
+    capfd.readouterr()
     assert received(job, tmp_path).folder == str(tmp_path), "it is not there: wherever Ray starts it"
+    assert f"there is no {mine} here, so relative addresses start in {tmp_path}" in capfd.readouterr().err
 
 
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip))
