@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flashvid.generation.wrapper import flashvid
 from flashvid.models.registry import adapter_for
-from tests.parity.test_pruned_batches import ROWS, padded
+from tests.parity.test_pruned_batches import ROWS, padded, visual_inputs
 from tests.parity.test_unwrapped import clip, inputs_of
 from tests.tiny_model import hooks_of, prompt_of, tiny_model
 
@@ -62,14 +62,14 @@ def test_three_threads_on_one_model() -> None:
     """Two configurations with prompts of equal shape, a padded batch with beams, and the bare model."""
     model = tiny_model()
     ids = torch.tensor([prompt_of(3, ("video", 48), 4)])
-    batch, mask = padded(*ROWS[:2])  # a video and text only
+    batch, mask = padded(*ROWS)
     text = torch.tensor([prompt_of(9)])
     strong = flashvid(model, 0.25, pruning_layer=2, llm_retention_ratio=0.1)
     weak = flashvid(model, 0.9, pruning_layer=3, llm_retention_ratio=0.7, alpha=0.4)
     calls: list[Callable[[], Tensor]] = [
         lambda: strong.generate(ids, **inputs_of(1.0), **GREEDY),
         lambda: weak.generate(ids, **inputs_of(1.0), **GREEDY),
-        lambda: weak.generate(batch, mask, **inputs_of(1.0), **GREEDY, num_beams=2),
+        lambda: weak.generate(batch, mask, **visual_inputs(), **GREEDY, num_beams=2),
         lambda: model.generate(text, **GREEDY),
     ]
     alone = [call() for call in calls]
