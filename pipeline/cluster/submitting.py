@@ -15,7 +15,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,8 @@ _HARMLESS = {"antigravity", "test", "this"}  # nothing imports these
 _END = "FLASHVID_CONFIGURATION"
 _MOST_BYTES = 100_000  # Linux takes 131 072 as one argument, and that is how Ray starts an entrypoint
 _POLL_SECONDS = 0.5
+_NO_AGENT = "No available agent"
+_AGENT_SECONDS = 60.0
 _INTERRUPTED = 130
 
 
@@ -102,10 +104,9 @@ def submit_job(submission: Submission, address: str, *, wait: bool = True) -> in
     """
     entrypoint, runtime_env = submission.entrypoint(), submission.runtime_env()
     client = _client(address)
+    options = {"entrypoint": entrypoint, "runtime_env": runtime_env}
     try:
-        job = client.submit_job(
-            entrypoint=entrypoint, runtime_env=runtime_env, submission_id=submission.submission_id
-        )
+        job = _accepted(client, {**options, "submission_id": submission.submission_id})
     except (RuntimeError, ValueError) as error:  # a name taken twice, a working folder too large
         raise UserError(f"Ray at {address} did not take the job: {error}") from None
     print(f"submitted {job} to {address}", flush=True)
@@ -193,6 +194,18 @@ def _use_token_if_asked(address: str) -> None:
         raise UserError(
             f"no Ray dashboard at {address} ({error}); start one with `ray start --head`, or give --address"
         ) from None
+
+
+def _accepted(client: Any, options: Mapping[str, Any]) -> str:
+    """The id of the job. A head that has just started has no agent yet: it is asked again for a minute."""
+    deadline = time.monotonic() + _AGENT_SECONDS
+    while True:
+        try:
+            return str(client.submit_job(**options))
+        except RuntimeError as error:  # of one class for everything that the server says
+            if _NO_AGENT not in str(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(_POLL_SECONDS)
 
 
 def _follow(client: Any, job: str) -> int:

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.cli import main
+from pipeline.cluster import submitting
 from pipeline.cluster.submitting import Submission
 from pipeline.config import JobConfig, load_config
 from pipeline.errors import UserError
@@ -175,3 +176,26 @@ def test_mistakes_are_refused_before_anything_is_sent(
         main(["submit", str(DEMO), *arguments])
     assert end.value.code == 2
     assert said in capsys.readouterr().err
+
+
+class Busy:
+    """A Ray client whose server says these things, one a call, before it takes the job."""
+
+    def __init__(self, *said: str) -> None:
+        self.said = list(said)
+
+    def submit_job(self, **options: object) -> str:
+        if self.said:
+            raise RuntimeError(self.said.pop(0))
+        return str(options["entrypoint"])
+
+
+def test_a_head_without_an_agent_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submitting, "_POLL_SECONDS", 0.0)
+    no_agent = "Request failed: No available agent to submit job, please try again later."
+    assert submitting._accepted(Busy(no_agent, no_agent), {"entrypoint": "x"}) == "x"
+    with pytest.raises(RuntimeError, match="taken"):
+        submitting._accepted(Busy(no_agent, "taken"), {"entrypoint": "x"})
+    monkeypatch.setattr(submitting, "_AGENT_SECONDS", -1.0)
+    with pytest.raises(RuntimeError, match="No available agent"):
+        submitting._accepted(Busy(no_agent, no_agent), {"entrypoint": "x"})
