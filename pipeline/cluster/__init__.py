@@ -13,10 +13,10 @@ import lazy_loader
 if TYPE_CHECKING:
     from pipeline.cluster.actors import Coordinator
     from pipeline.cluster.backlog import Lease, LeasedVideo
-    from pipeline.cluster.beforehand import check_healable, check_output
     from pipeline.cluster.coordination import Coordination
     from pipeline.cluster.job import RemoteCoordinator, run_job
     from pipeline.cluster.metrics import Metrics
+    from pipeline.cluster.preflight import check_healable, check_output
     from pipeline.cluster.protocol import CoordinatorHandle, LeaseReply, Message, Reply, Run, WorkerSeconds
     from pipeline.cluster.report import STATUS_INTERRUPTED, Progress, RunReport
     from pipeline.cluster.session import ray_session
@@ -28,7 +28,7 @@ else:
         submod_attrs={
             "actors": ["Coordinator"],
             "backlog": ["Lease", "LeasedVideo"],
-            "beforehand": ["check_healable", "check_output"],
+            "preflight": ["check_healable", "check_output"],
             "coordination": ["Coordination"],
             "job": ["RemoteCoordinator", "run_job"],
             "metrics": ["Metrics"],

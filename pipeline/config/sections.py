@@ -117,7 +117,7 @@ class OutputConfig(Section):
 class ModelConfig(Section):
     """A Qwen2.5-VL checkpoint: a local folder or a hub id.
 
-    ``engine``: ``package.module:function`` that makes another engine, see indexing/engines.py.
+    ``engine``: ``package.module:function`` that makes another engine, see indexing/engine_interface.py.
     """
 
     name: _Text

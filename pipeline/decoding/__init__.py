@@ -2,7 +2,7 @@
 
 In: a VideoRef and a FrameRequest. Out: Frames of the video or of one window after the other, at model
 resolution, with their timestamps. Foreign decoders run in child processes that can be killed. Start with
-pool.py; child.py is the other side of the pipe.
+pool.py; child_main.py is the other side of the pipe.
 """
 
 from __future__ import annotations

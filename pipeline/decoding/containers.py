@@ -16,8 +16,8 @@ from typing import Any, NoReturn
 
 import av
 
+from pipeline.decoding.rotation import Turn, turn_of
 from pipeline.decoding.timeline import Clock
-from pipeline.decoding.upright import Turn, turn_of
 from pipeline.errors import Reason, Stage, VideoError
 
 __all__ = [

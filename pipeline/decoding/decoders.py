@@ -1,6 +1,6 @@
 """decord and PyAV behind one shape: a file and a request in, upright RGB frames at model size out.
 
-Runs only inside decode children (child.py): either library may crash, hang or leak.
+Runs only inside decode children (child_main.py): either library may crash, hang or leak.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.config import DecodingConfig
-from pipeline.decoding.process import ChildDiedError, ChildProcess, ChildTooLateError
+from pipeline.decoding.child_process import ChildDiedError, ChildProcess, ChildTooLateError
 from pipeline.decoding.sampling import FrameRequest, Span
 from pipeline.errors import DecoderStartError, Reason, Stage, VideoError
 from pipeline.records import Frames

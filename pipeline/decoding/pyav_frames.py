@@ -23,6 +23,7 @@ from pipeline.decoding.containers import (
     origin_seconds,
     packets_of,
 )
+from pipeline.decoding.rotation import Turn, turn_of
 from pipeline.decoding.sampling import FrameRequest, Span, pick_frames, smart_resize
 from pipeline.decoding.timeline import (
     Packet,
@@ -32,7 +33,6 @@ from pipeline.decoding.timeline import (
     timeline_from_frames,
     timeline_from_packets,
 )
-from pipeline.decoding.upright import Turn, turn_of
 from pipeline.errors import Reason, Stage, VideoError
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from flashvid.generation import VideoInput
 from pipeline.config import JobConfig
 from pipeline.decoding import FrameRequest
 from pipeline.errors import UserError
-from pipeline.indexing.engines import AnswersVideos, load_engine
-from pipeline.indexing.revisions import resolve_revision
-from pipeline.indexing.stepping import guarded
+from pipeline.indexing.engine_interface import AnswersVideos, load_engine
+from pipeline.indexing.model_revision import resolve_revision
+from pipeline.indexing.out_of_memory import guarded
 from pipeline.indexing.summarizing import check_prompt
 from pipeline.indexing.video_job import RowOrigin, VideoJob, baseline_tokens
 from pipeline.records import Frames, VideoRef, VideoRow, Window

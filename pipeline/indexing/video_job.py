@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from flashvid.generation import VideoInput
 from pipeline.config import JobConfig, SummaryConfig
-from pipeline.indexing.engines import AnswersVideos
-from pipeline.indexing.stepping import Step, Steps, guarded, halved, spread
+from pipeline.indexing.engine_interface import AnswersVideos
+from pipeline.indexing.out_of_memory import Step, Steps, guarded, halved, spread
 from pipeline.indexing.summarizing import Summary, TimedText, fewest_tokens, join_lines, summarize
 from pipeline.records import Answer, Frames, Question, Segment, VideoRef, VideoRow, Window
 

@@ -1,6 +1,6 @@
 """``compact``: many small parts become few large ones, and no reader ever sees a row twice or not at all.
 
-How that holds while it runs, and when it is killed, is in merges.py. Rows keep their values and their order.
+How that holds while it runs, and when it is killed: merge_records.py. Rows keep their values and their order.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import PipelineError
 from pipeline.output.lock import hold
 from pipeline.output.merge_plan import Group, plan_groups, read_footers
-from pipeline.output.merges import (
+from pipeline.output.merge_records import (
     COMPACT,
     Merge,
     finish_merges,

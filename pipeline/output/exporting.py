@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import UserError
 from pipeline.output.keyset import SortedDigests, digests_of
-from pipeline.output.merges import read_merges, replaced
+from pipeline.output.merge_records import read_merges, replaced
 from pipeline.output.parts import COMPRESSION, map_parts, open_part
 from pipeline.output.schemas import video_schema
 from pipeline.output.status import existing_store

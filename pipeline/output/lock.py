@@ -21,7 +21,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from pipeline.errors import PipelineError, UserError
-from pipeline.output.processes import boot_id, is_alive, started_at
+from pipeline.output.process_identity import boot_id, is_alive, started_at
 from pipeline.stores import Storage, steady_seconds
 
 __all__ = ["Holder", "LockLostError", "OutputLock", "hold", "read_holder"]

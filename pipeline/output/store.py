@@ -4,7 +4,7 @@
 ``<output>/failures/part-*.parquet``    one row per failed attempt
 ``<output>/_runs/<run_id>.json``        the report of a run that ended
 ``<output>/_tables/<table>.json``       the fingerprint the table is bound to, and what it stands for
-``<output>/_compact/``                  merges of small parts that readers must know of: merges.py
+``<output>/_compact/``                  merges of small parts that readers must know of: merge_records.py
 ``<output>/_shards/``                   indexes of tar shards, a cache
 
 A part that exists is committed; nothing else says so, but the record of a merge that replaces it.
@@ -28,7 +28,14 @@ from pipeline.output import binding
 from pipeline.output.binding import TABLES, json_bytes, read_json
 from pipeline.output.failed_so_far import ATTEMPT_COLUMNS, Attempts, FailedSoFar, attempts_of
 from pipeline.output.keyset import KeySet, digests_of
-from pipeline.output.merges import COMPACT, drop_replaced, find_retired, finish_merges, is_torn, read_merges
+from pipeline.output.merge_records import (
+    COMPACT,
+    drop_replaced,
+    find_retired,
+    finish_merges,
+    is_torn,
+    read_merges,
+)
 from pipeline.output.parts import (
     PART_PATTERN,
     PartBuffer,

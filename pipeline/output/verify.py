@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.output.lock import Holder, read_holder
-from pipeline.output.merges import Merge, read_merges, replaced, retired_folders
+from pipeline.output.merge_records import Merge, read_merges, replaced, retired_folders
 from pipeline.output.parts import PartGoneError
 from pipeline.output.row_checks import Findings, check_failures, check_rows
 from pipeline.output.schemas import video_schema

@@ -20,7 +20,7 @@ from typing import IO
 from pipeline.errors import Reason, Stage, VideoError
 from pipeline.records import VideoRef
 from pipeline.stores.addresses import local_path_of
-from pipeline.stores.transfers import Source, Transfers, read_error
+from pipeline.stores.downloads import Downloads, Source, read_error
 
 __all__ = ["Spool"]
 
@@ -37,7 +37,7 @@ class Spool:
 
     def __init__(self, cache_dir: str | None, timeout_seconds: float, cache_bytes: int) -> None:
         self._parent = Path(cache_dir or tempfile.gettempdir())
-        self._transfers = Transfers(timeout_seconds)
+        self._downloads = Downloads(timeout_seconds)
         self._cache_bytes = cache_bytes
         self._used_bytes = 0
         self._folder: Path | None = None
@@ -47,7 +47,7 @@ class Spool:
 
     def stop(self) -> None:
         """Make copies under way and waits for room fail soon; from any thread."""
-        self._transfers.stop()
+        self._downloads.stop()
         with self._guard:
             self._is_stopped = True
             self._guard.notify_all()
@@ -82,7 +82,7 @@ class Spool:
         try:
             copy = self._new_file(source, _suffix_of(ref))
             try:
-                num_bytes = self._transfers.copy(source, copy, self._cache_bytes)
+                num_bytes = self._downloads.copy(source, copy, self._cache_bytes)
                 self._give_back(taken - num_bytes)
                 taken = num_bytes
                 yield str(copy)

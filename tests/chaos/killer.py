@@ -23,7 +23,7 @@ _BUSY_SECONDS = 1.0  # to wait for a victim to be at work
 _WORD = {
     "coordinator": "ray::Coordinator",
     "worker": "ray::GpuWorker",
-    "decode_child": "pipeline.decoding.child",
+    "decode_child": "pipeline.decoding.child_main",
 }
 
 

@@ -24,7 +24,7 @@ from pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from flashvid.generation.answers import Generation, VideoAnswers
-    from pipeline.indexing.engines import AnswersVideos
+    from pipeline.indexing.engine_interface import AnswersVideos
 
 __all__ = ["StubEngine", "colour_of", "load", "load_nowhere", "load_on_one", "write_model"]
 

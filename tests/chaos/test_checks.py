@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.indexing.engines import AnswersVideos
+from pipeline.indexing.engine_interface import AnswersVideos
 from tests.chaos.checks import (
     Output,
     Witness,

@@ -209,7 +209,7 @@ def test_a_thread_that_cannot_be_had_is_not_the_files_fault(video: Path) -> None
     code = (
         "import io, sys; import pipeline.decoding.decoders\n"
         "from pipeline.decoding.containers import Limits\n"
-        "from pipeline.decoding.child import _limit_memory, _Server, read_message\n"
+        "from pipeline.decoding.child_main import _limit_memory, _Server, read_message\n"
         "wanted = {'sampling': 'uniform', 'num_frames': 4, 'fps': 2, 'min_pixels': 784, 'max_pixels': 7840}\n"
         "ask = {'path': sys.argv[1], 'decoder': 'pyav', 'span': None, 'measure': False, 'request': wanted}\n"
         "_limit_memory(2**23)\n"

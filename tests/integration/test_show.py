@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 from pipeline.cli.app import app
 from pipeline.cli.commands import caption_config
 from pipeline.indexing.indexer import VideoIndexer, load_indexer
-from pipeline.indexing.stepping import Step
+from pipeline.indexing.out_of_memory import Step
 from pipeline.records import Frames
 from tests import ROOT, media
 from tests.unit.samples import make_ref

@@ -19,7 +19,7 @@ from pipeline.config.sections import DecodingConfig
 from pipeline.decoding.pool import DecodePool
 from pipeline.errors import Reason, Stage, VideoError
 from pipeline.records import VideoRef
-from pipeline.stores import transfers
+from pipeline.stores import downloads
 from pipeline.stores.spooling import Spool
 from tests import media
 from tests.integration.test_decoding import REQUEST, assert_shown_when_said, frames_of
@@ -89,7 +89,7 @@ class _Server(http.server.ThreadingHTTPServer):
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transfers, "RESUME_SECONDS", (0.01, 0.01, 0.01))
+    monkeypatch.setattr(downloads, "RESUME_SECONDS", (0.01, 0.01, 0.01))
 
 
 @pytest.fixture(scope="module")

@@ -40,7 +40,7 @@ def test_impossible_frames_are_refused(height: int, width: int) -> None:
 @pytest.mark.parametrize(
     ("modules", "loads_torch"),
     [
-        ("pipeline.decoding.child, pipeline.decoding.sampling, pipeline.decoding.file_decoder", False),
+        ("pipeline.decoding.child_main, pipeline.decoding.sampling, pipeline.decoding.file_decoder", False),
         ("flashvid.resizing, flashvid.budget", False),
         ("flashvid.frames", True),  # positive control
     ],

@@ -51,5 +51,5 @@ def _open_evil(file: Any, *options: Any, **named: Any) -> Any:
     return opened
 
 
-if "pipeline.decoding.child" in sys.orig_argv:
+if "pipeline.decoding.child_main" in sys.orig_argv:
     builtins.open = _open_evil

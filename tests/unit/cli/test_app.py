@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 
 from pipeline.cli.app import app
 from pipeline.cli.commands import caption_config
-from pipeline.cluster.beforehand import check_output
+from pipeline.cluster.preflight import check_output
 from pipeline.config.job import load_config
 from pipeline.errors import UserError
 from pipeline.output.lock import hold

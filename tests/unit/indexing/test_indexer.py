@@ -19,7 +19,7 @@ from pipeline.config.job import JobConfig
 from pipeline.config.sections import ModelConfig, SummaryConfig, WindowsConfig
 from pipeline.errors import Reason, Stage, UserError, VideoError
 from pipeline.indexing.indexer import VideoIndexer, load_indexer
-from pipeline.indexing.revisions import resolve_revision
+from pipeline.indexing.model_revision import resolve_revision
 from pipeline.output.schemas import VIDEO_SCHEMA, video_schema
 from pipeline.records import Frames, Question
 from tests import ROOT

@@ -22,7 +22,7 @@ from pipeline.errors import PipelineError, UserError
 from pipeline.output.compacting import compact
 from pipeline.output.lock import OutputLock
 from pipeline.output.merge_plan import Footer, plan_groups
-from pipeline.output.merges import Merge, drop_replaced, is_torn, read_merges, write_merge
+from pipeline.output.merge_records import Merge, drop_replaced, is_torn, read_merges, write_merge
 from pipeline.output.store import OutputStore, again_if_merged
 from pipeline.output.verify import verify_output
 from pipeline.stores import local_files

@@ -14,7 +14,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from pipeline.cluster.beforehand import check_output
+from pipeline.cluster.preflight import check_output
 from pipeline.config.job import load_config
 from pipeline.errors import Reason, UserError
 from pipeline.output.compacting import compact

@@ -14,7 +14,7 @@ from pipeline.cluster.backlog import Counts
 from pipeline.errors import Reason, UserError
 from pipeline.output.compacting import compact
 from pipeline.output.lock import OutputLock
-from pipeline.output.merges import Merge, write_merge
+from pipeline.output.merge_records import Merge, write_merge
 from pipeline.output.status import read_status
 from pipeline.output.store import OutputStore
 from pipeline.output.verify import verify_output

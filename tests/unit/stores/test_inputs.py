@@ -24,7 +24,7 @@ from pipeline.corpus.listing import list_videos, video_id_for
 from pipeline.corpus.remote import _account_in
 from pipeline.errors import Reason, UserError, VideoError
 from pipeline.records import VideoRef
-from pipeline.stores import inputs, transfers
+from pipeline.stores import downloads, inputs
 from pipeline.stores.addresses import canonical_uri, local_path_of
 from pipeline.stores.inputs import Hosts, content_version, open_store, plain_error, reason_of
 from pipeline.stores.spooling import Spool
@@ -284,7 +284,7 @@ def test_a_member_of_a_remote_shard_that_was_replaced_is_not_read(web: str, spoo
 def test_a_copy_is_not_put_together_from_two_contents(
     web: str, spool: Spool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transfers, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(downloads, "CHUNK_BYTES", 1000)
     _Server.body = b"a" * 3000
     (ref,) = refs(f"{web}/200/a.mp4")
     assert read(spool, ref) == b"a" * 3000
@@ -297,7 +297,7 @@ def test_a_copy_is_not_put_together_from_two_contents(
 def test_a_server_that_names_another_version_each_time_is_read_without_them(
     web: str, spool: Spool, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(transfers, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(downloads, "CHUNK_BYTES", 1000)
     number = itertools.count()
     send = _Server.send_header
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from flashvid.generation import PROMPTS_PER_BATCH
 from pipeline.errors import Reason, Stage, VideoError
-from pipeline.indexing.engines import accelerator_errors, is_memory_error
+from pipeline.indexing.engine_interface import accelerator_errors, is_memory_error
 
 __all__ = ["Step", "Steps", "free_memory", "guarded", "halved", "spread"]
 

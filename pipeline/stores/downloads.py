@@ -25,7 +25,7 @@ from pipeline.records import VideoRef
 from pipeline.stores.addresses import NO_VERSION, local_path_of
 from pipeline.stores.inputs import content_version, open_store, plain_error, reason_of
 
-__all__ = ["Source", "Transfers", "read_error"]
+__all__ = ["Downloads", "Source", "read_error"]
 
 CHUNK_BYTES = 4 * 2**20
 # A copy may take as long as decoding may, or as long as this rate needs, whichever is longer.
@@ -60,7 +60,7 @@ class Source:
         return Source(uri, ref.offset, ref.num_bytes, is_whole=False, version=version)
 
 
-class Transfers:
+class Downloads:
     """Copies sources to files; thread-safe. At most ``MAX_STUCK`` threads are left behind at any moment."""
 
     def __init__(self, timeout_seconds: float) -> None:
@@ -79,22 +79,22 @@ class Transfers:
         Given up without a chunk for ``timeout_seconds``, or after that time and ``SLOWEST_BYTES_PER_SECOND``.
         """
         self._check_stuck()
-        transfer = _Transfer(source, path, limit_bytes)
-        thread = threading.Thread(target=transfer.run, name="copy", daemon=True)
+        download = _Download(source, path, limit_bytes)
+        thread = threading.Thread(target=download.run, name="copy", daemon=True)
         thread.start()
         began = time.monotonic()
-        while not transfer.is_done.wait(_POLL_SECONDS):
+        while not download.is_done.wait(_POLL_SECONDS):
             now = time.monotonic()
-            num_bytes = max(transfer.num_bytes_expected, transfer.num_bytes + CHUNK_BYTES)
+            num_bytes = max(download.num_bytes_expected, download.num_bytes + CHUNK_BYTES)
             seconds = max(self._timeout_seconds, num_bytes / SLOWEST_BYTES_PER_SECOND)
-            if self._is_stopped or now > min(began + seconds, transfer.progressed_at + self._timeout_seconds):
-                transfer.abandon()
+            if self._is_stopped or now > min(began + seconds, download.progressed_at + self._timeout_seconds):
+                download.abandon()
                 with self._guard:
                     self._stuck.append(thread)
                 raise read_error(f"{source.uri}: copying stalled or took more than {seconds:.3g} s")
-        if transfer.error is not None:
-            raise _as_video_error(transfer.error, source) from transfer.error
-        return transfer.num_bytes
+        if download.error is not None:
+            raise _as_video_error(download.error, source) from download.error
+        return download.num_bytes
 
     def _check_stuck(self) -> None:
         with self._guard:
@@ -103,7 +103,7 @@ class Transfers:
                 raise read_error(f"{len(self._stuck)} earlier copies still wait for a store that is silent")
 
 
-class _Transfer:
+class _Download:
     """One copy, in a thread of its own."""
 
     def __init__(self, source: Source, path: Path, limit_bytes: int) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline import ROOT
-from pipeline.decoding.child import LENGTH
+from pipeline.decoding.child_main import LENGTH
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -39,7 +39,7 @@ class ChildTooLateError(Exception):
 
 
 class ChildProcess:
-    """One ``python -m pipeline.decoding.child``. Not thread-safe but for ``kill``.
+    """One ``python -m pipeline.decoding.child_main``. Not thread-safe but for ``kill``.
 
     Plain Popen and pipes rather than multiprocessing: that would import the caller's ``__main__`` again,
     which inside a Ray worker starts another worker. ``limits`` are the child's options: memory_bytes,
@@ -57,7 +57,7 @@ class ChildProcess:
         flags = [f"--{name}={value}" for name, value in numbers.items()]
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "pipeline.decoding.child", *flags],
+                [sys.executable, "-m", "pipeline.decoding.child_main", *flags],
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
                 stderr=self._log,

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import Reason, Stage, VideoError
-from pipeline.indexing.stepping import Step, Steps, guarded, halved, spread
+from pipeline.indexing.out_of_memory import Step, Steps, guarded, halved, spread
 
 
 def fits(most: Step, tried: list[Step]) -> Callable[[Step], str]:
@@ -35,7 +35,7 @@ def fits(most: Step, tried: list[Step]) -> Callable[[Step], str]:
 def quickly() -> Iterator[None]:
     """Without collecting garbage, which takes a while each time; that it is done is a test of its own."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.indexing.stepping.free_memory", lambda: None)
+        patch.setattr("pipeline.indexing.out_of_memory.free_memory", lambda: None)
         yield
 
 
@@ -221,7 +221,7 @@ def failing_with_size(error: BaseException) -> Callable[[int], None]:
 
 def test_without_torch_memory_errors_are_known_all_the_same() -> None:
     code = (
-        "import sys; from pipeline.indexing.stepping import Steps\n"
+        "import sys; from pipeline.indexing.out_of_memory import Steps\n"
         "def call(step):\n"
         "    if step.num_frames > 20: raise MemoryError('host')\n"
         "    return step.num_frames\n"

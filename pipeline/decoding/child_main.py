@@ -1,4 +1,4 @@
-"""The process that decodes: started by process.py, killed by it at will, never outliving it.
+"""The process that decodes: started by child_process.py, killed by it at will, never outliving it.
 
 A request names a file, a decoder and which frames are wanted; ``span`` [start, end] in seconds, or null
 for the whole video; ``measure`` asks only from when to when it has pictures. A file asked for by span or
@@ -57,7 +57,7 @@ def write_message(file: BinaryIO, message: dict[str, Any], payload: Any = b"") -
 
 def main(arguments: list[str]) -> int:
     """Serve requests until the pipe ends. Returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m pipeline.decoding.child")
+    parser = argparse.ArgumentParser(prog="python -m pipeline.decoding.child_main")
     numbers = (
         "read-fd",
         "write-fd",
