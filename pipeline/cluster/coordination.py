@@ -51,7 +51,7 @@ class Coordination:
             retry_seconds=config.limits.retry_seconds,
             retry_max_seconds=config.limits.retry_max_seconds,
         )
-        self._roster = Roster()
+        self._roster = Roster(config.limits.worker_silence_seconds, config.limits.generation_seconds)
         self._leaving: set[str] = set()
         self._state = threading.RLock()
         self._room = threading.Condition(self._state)  # for a listing that waits
@@ -140,7 +140,7 @@ class Coordination:
         """A worker has loaded the model."""
         with self._state:
             if self._roster.ready(worker_id, time.monotonic()):
-                self._ledger.seen(worker_id, time.monotonic())
+                self._ledger.join(worker_id)
 
     def exchange(self, worker_id: str, message: Message) -> Reply:
         """All that a worker says at a time: its results first, so that its hands are empty for a suspect."""
@@ -160,7 +160,7 @@ class Coordination:
             now = time.monotonic()
             if self._is_ending or not self._roster.is_ready(worker_id):
                 return LeaseReply(None, done=True)
-            self._ledger.seen(worker_id, now)
+            self._roster.heard(worker_id, now)
             if self._results.is_behind:
                 return LeaseReply(None)
             lease = self._ledger.lease(worker_id, self._fair_share(max_videos), now)
@@ -201,7 +201,7 @@ class Coordination:
         with self._state:
             if self._is_ending or not self._roster.is_ready(worker_id):
                 return False
-            self._ledger.seen(worker_id, time.monotonic())
+            self._roster.heard(worker_id, time.monotonic())
             return self._ledger.start(worker_id, key)
 
     def push(
@@ -224,7 +224,7 @@ class Coordination:
                 self._take_failure(worker_id, failure)
             self._results.add_seconds(seconds)
             if self._roster.is_ready(worker_id):
-                self._ledger.seen(worker_id, time.monotonic())
+                self._roster.heard(worker_id, time.monotonic())
                 self._take_back_forgotten(worker_id, holds)
                 self._end_if_stuck(worker_id, seconds)
             self._room.notify_all()
@@ -247,10 +247,9 @@ class Coordination:
             self._results.add_failure(self._run.failure(struck.item, error, worker_id), struck.is_final)
 
     def _end_if_stuck(self, worker_id: str, seconds: WorkerSeconds) -> None:
-        limit = self._limits.generation_seconds
-        if seconds.busy_now > limit:
-            text = f"the model was at it for more than limits.generation_seconds={limit:g}"
-            error = VideoError(Stage.GENERATION, Reason.GENERATION_TIMEOUT, text)
+        why = self._roster.stuck(seconds.busy_now)
+        if why is not None:
+            error = VideoError(Stage.GENERATION, Reason.GENERATION_TIMEOUT, why)
             self._give_up(worker_id, error, seconds.busy_with)
 
     def leave(self, worker_id: str) -> None:
@@ -297,12 +296,11 @@ class Coordination:
         """
         now = time.monotonic()
         with self._state:
-            limit = self._limits.worker_silence_seconds
-            if now - self._ticked > max(limit / 2, 5.0):
-                self._ledger.forgive_silence(now)
+            if now - self._ticked > max(self._limits.worker_silence_seconds / 2, 5.0):
+                self._roster.forgive_silence(now)
             self._ticked = now
-            for worker_id in self._ledger.silent_workers(now, limit):
-                self.lost(worker_id, f"no sign of life for {limit:g} s")
+            for worker_id, why in self._roster.silent(now).items():
+                self.lost(worker_id, why)
             counts, age = self._ledger.counts, self._ledger.oldest_lease_age(now)
             self._results.show()
             self._metrics.observe(counts, self._roster.counts, age, self._listing_done)

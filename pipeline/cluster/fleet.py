@@ -1,4 +1,4 @@
-"""The workers: as the coordinator knows them, and the driver's decisions which to start. Without Ray."""
+"""The workers: when the coordinator gives one up, and the driver's decisions which to start. Without Ray."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ _IDLE_SECONDS = 30.0  # then a worker leaves, even while others still work
 
 
 class Roster:
-    """The coordinator's list: who is starting, ready, left or lost, and since when somebody has been idle.
+    """The coordinator's list: who is starting, ready, left or lost, who has been idle or silent for long.
 
-    Nobody comes back from ``left`` or ``lost``. Times are monotonic seconds.
+    A worker is given up that is silent for ``silence_seconds``, or at one call of the model for
+    ``call_seconds``. Nobody comes back from ``left`` or ``lost``. Times are monotonic seconds.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, silence_seconds: float, call_seconds: float) -> None:
+        self._silence_seconds, self._call_seconds = silence_seconds, call_seconds
         self._states: dict[str, str] = {}
+        self._heard_at: dict[str, float] = {}  # of those that are ready
         self._idle_since: dict[str, float] = {}
         self._losses: dict[str, int] = {}
         self.first_ready: float | None = None
@@ -37,8 +40,29 @@ class Roster:
         if self._states.get(worker_id) in ("left", "lost"):
             return False
         self._states[worker_id] = "ready"
+        self._heard_at[worker_id] = now
         self.first_ready = self.first_ready or now
         return True
+
+    def heard(self, worker_id: str, now: float) -> None:
+        """A sign of life; only of those that are ready one is expected."""
+        if worker_id in self._heard_at:
+            self._heard_at[worker_id] = now
+
+    def forgive_silence(self, now: float) -> None:
+        """Take every worker as heard: it was the coordinator that could not hear them."""
+        self._heard_at = dict.fromkeys(self._heard_at, now)
+
+    def silent(self, now: float) -> dict[str, str]:
+        """Who is to be given up because nothing was heard of it for too long, and what is said of that."""
+        why, limit = f"no sign of life for {self._silence_seconds:g} s", self._silence_seconds
+        return {name: why for name, at in self._heard_at.items() if now - at > limit}
+
+    def stuck(self, call_seconds: float) -> str | None:
+        """Why to give up a worker that has been at one call of the model for so long; None: it is not."""
+        limit = self._call_seconds
+        is_stuck = call_seconds > limit
+        return f"the model was at it for more than limits.generation_seconds={limit:g}" if is_stuck else None
 
     def is_ready(self, worker_id: str) -> bool:
         """Whether it may have work."""
@@ -54,6 +78,7 @@ class Roster:
             return False
         self._states[worker_id] = how
         self._idle_since.pop(worker_id, None)
+        self._heard_at.pop(worker_id, None)
         return True
 
     def busy(self, worker_id: str) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Container, Iterable
-from dataclasses import dataclass, field
 from typing import Literal
 
 from pipeline.cluster.backlog import Backlog, Counts, Entry, Lease, LeasedVideo, State, Struck
@@ -21,12 +20,6 @@ __all__ = ["MANY_CRASHES", "Counts", "History", "Key", "Lease", "LeasedVideo", "
 
 _JITTER = 0.25  # a retry comes up to this share earlier: what failed together does not return together
 MANY_CRASHES = 5  # in a row, without a row or a final failure between them
-
-
-@dataclass(slots=True)
-class _Worker:
-    seen_at: float
-    held: dict[str, Entry] = field(default_factory=dict)  # by video id; oldest first
 
 
 class Ledger:
@@ -53,7 +46,7 @@ class Ledger:
         self._retry_seconds, self._retry_max_seconds = retry_seconds, retry_max_seconds
         self._videos: dict[str, Entry] = {}
         self._backlog = Backlog()
-        self._workers: dict[str, _Worker] = {}
+        self._held: dict[str, dict[str, Entry]] = {}  # worker -> by video id, oldest first
         self._in_state = [0] * len(State)
         self._listed = 0
         self._num_leases = 0
@@ -85,6 +78,10 @@ class Ledger:
         self._in_state[State.FAILED] += 1
         return True
 
+    def join(self, worker_id: str) -> dict[str, Entry]:
+        """Count a worker, from now until it leaves or dies; what it holds, by video id."""
+        return self._held.setdefault(worker_id, {})
+
     def lease(self, worker_id: str, max_videos: int, now: float) -> Lease | None:
         """Up to ``max_videos`` waiting videos, or one suspect alone; None where this worker gets nothing now.
 
@@ -94,19 +91,19 @@ class Ledger:
             raise ValueError(f"{max_videos = } must be at least 1; a worker with no room should not ask")
         for entry in self._backlog.take_due(now):
             self._queue(entry)
-        worker = self._worker(worker_id, now)
-        if any(entry.alone for entry in worker.held.values()):
+        held = self.join(worker_id)
+        if any(entry.alone for entry in held.values()):
             return None
         is_crisis = self._crashes >= MANY_CRASHES
         taken = self._backlog.take_any(self._num_leases) if is_crisis else self._backlog.take(max_videos)
-        if not taken and not worker.held:
+        if not taken and not held:
             taken = self._backlog.take_suspect()
         if not taken:
             return None
         for entry in taken:
             self._move(entry, State.LEASED)
             entry.worker_id, entry.leased_at, entry.missed_at = worker_id, now, math.inf
-            worker.held[entry.ref.video_id] = entry
+            held[entry.ref.video_id] = entry
         self._num_leases += 1
         return Lease(f"lease-{self._num_leases}", worker_id, tuple(entry.leased() for entry in taken))
 
@@ -158,7 +155,7 @@ class Ledger:
 
     def release_all(self) -> None:
         """Take everything back, as from workers that leave: the run ends."""
-        for worker_id in list(self._workers):
+        for worker_id in list(self._held):
             self.release(worker_id)
 
     def crash(self, worker_id: str, culprit: Key | None = None) -> list[Struck]:
@@ -182,42 +179,29 @@ class Ledger:
         ``known``: all that it says it has. Forgotten is what that lacks time after time, for longer than the
         limit: one list may be older than the lease. It is a strike, so that there is an end to it.
         """
-        worker, names = self._worker(worker_id, now), set(known)
-        for entry in worker.held.values():
+        held, names = self.join(worker_id), set(known)
+        for entry in held.values():
             entry.missed_at = min(entry.missed_at, now) if entry.key not in names else math.inf
-        forgotten = [entry for entry in worker.held.values() if now - entry.missed_at > limit_seconds]
+        forgotten = [entry for entry in held.values() if now - entry.missed_at > limit_seconds]
         return [self._strike(entry) for entry in forgotten]
 
     def holds(self, worker_id: str, key: Key) -> bool:
         """Whether the worker holds the video now."""
         return self._held_entry(worker_id, key) is not None
 
-    def seen(self, worker_id: str, now: float) -> None:
-        """Note a sign of life."""
-        self._worker(worker_id, now)
-
-    def forgive_silence(self, now: float) -> None:
-        """Take every worker as seen: it was the caller that could not hear them."""
-        for worker in self._workers.values():
-            worker.seen_at = now
-
-    def silent_workers(self, now: float, limit_seconds: float) -> list[str]:
-        """Workers with no sign of life for more than the limit."""
-        return [name for name, worker in self._workers.items() if now - worker.seen_at > limit_seconds]
-
     def oldest_lease_age(self, now: float) -> float:
         """Seconds since the oldest video still held was leased; 0 where none is."""
-        oldest = (next(iter(worker.held.values())) for worker in self._workers.values() if worker.held)
+        oldest = (next(iter(held.values())) for held in self._held.values() if held)
         return max((now - entry.leased_at for entry in oldest), default=0.0)
 
     def num_idle_workers(self, besides: Container[str] = ()) -> int:
         """Workers that hold nothing, not counting those named."""
-        return sum(not worker.held and name not in besides for name, worker in self._workers.items())
+        return sum(not held and name not in besides for name, held in self._held.items())
 
     @property
     def num_workers(self) -> int:
-        """Workers seen and not gone."""
-        return len(self._workers)
+        """Workers that have joined and are not gone."""
+        return len(self._held)
 
     @property
     def num_pending(self) -> int:
@@ -240,16 +224,8 @@ class Ledger:
         """Whether no listed video waits or is held. True for an empty ledger: list first, then ask."""
         return not self._videos
 
-    def _worker(self, worker_id: str, now: float) -> _Worker:
-        worker = self._workers.get(worker_id)
-        if worker is None:
-            worker = self._workers[worker_id] = _Worker(now)
-        worker.seen_at = now
-        return worker
-
     def _forget(self, worker_id: str) -> list[Entry]:
-        worker = self._workers.pop(worker_id, None)
-        return list(worker.held.values()) if worker else []
+        return list(self._held.pop(worker_id, {}).values())
 
     def _entry(self, key: Key) -> Entry | None:
         entry = self._videos.get(key[0])
@@ -274,9 +250,7 @@ class Ledger:
         self._backlog.put(entry)
 
     def _let_go(self, entry: Entry) -> None:
-        worker = self._workers.get(entry.worker_id or "")
-        if worker is not None:
-            worker.held.pop(entry.ref.video_id, None)
+        self._held.get(entry.worker_id or "", {}).pop(entry.ref.video_id, None)
         entry.worker_id, entry.started = None, False
 
     def _give_back(self, entry: Entry) -> None:

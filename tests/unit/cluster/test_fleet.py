@@ -167,7 +167,7 @@ def test_crashes_between_finished_videos_are_borne() -> None:
 
 
 def test_nobody_comes_back_to_the_roster() -> None:
-    roster = Roster()
+    roster = Roster(60.0, 600.0)
     roster.register("a")
     assert not roster.is_ready("a")
     assert roster.ready("a", 5.0)
@@ -178,7 +178,7 @@ def test_nobody_comes_back_to_the_roster() -> None:
 
 
 def test_work_ends_idleness() -> None:
-    roster = Roster()
+    roster = Roster(60.0, 600.0)
     assert not roster.idle_too_long("a", 0.0)
     assert not roster.idle_too_long("a", 30.0)
     assert roster.idle_too_long("a", 31.0)
@@ -205,8 +205,31 @@ def test_a_worker_whose_machine_cannot_do_the_work_is_not_replaced_while_others_
 
 
 def test_only_so_many_different_losses_are_kept() -> None:
-    roster = Roster()
+    roster = Roster(60.0, 600.0)
     for number in range(100):
         roster.note(f"died at {number}")
         roster.note("no disk")
     assert (len(roster.losses), roster.losses["no disk"]) == (20, 100)
+
+
+def test_a_silent_worker_is_given_up_and_only_that() -> None:
+    roster = Roster(silence_seconds=26.0, call_seconds=600.0)
+    for name in "abc":
+        roster.register(name)
+    roster.ready("a", 10.0)
+    roster.ready("b", 20.0)
+    roster.heard("a", 25.0)
+    roster.heard("c", 1.0)
+    assert roster.silent(46.0) == {}
+    assert roster.silent(50.0) == {"b": "no sign of life for 26 s"}, "c still loads its model"
+    assert list(roster.silent(52.0)) == ["a", "b"]
+    roster.forgive_silence(50.0)
+    assert roster.silent(76.0) == {}
+    roster.end("b", "lost")
+    assert list(roster.silent(1000.0)) == ["a"]
+
+
+def test_a_worker_that_never_comes_back_from_the_model_is_given_up() -> None:
+    roster = Roster(silence_seconds=26.0, call_seconds=600.0)
+    assert roster.stuck(600.0) is None
+    assert roster.stuck(600.5) == "the model was at it for more than limits.generation_seconds=600"

@@ -247,14 +247,12 @@ def test_a_suspect_not_started_is_not_struck_again() -> None:
     assert ledger.counts.suspect == 1
 
 
-def test_silence_and_lease_age() -> None:
+def test_lease_age() -> None:
     ledger = ledger_of(1, 2)
     assert ledger.oldest_lease_age(5.0) == 0.0
     take(ledger, "a", 1, now=10.0)
     take(ledger, "b", 1, now=20.0)
-    ledger.seen("a", 25.0)
     assert ledger.oldest_lease_age(30.0) == 20.0
-    assert ledger.silent_workers(50.0, 26.0) == ["b"]
     ledger.release("a")
     assert ledger.oldest_lease_age(30.0) == 10.0
 
