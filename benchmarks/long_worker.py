@@ -34,7 +34,7 @@ from flashvid.generation import Generation, VideoAnswers, VideoInput
 from pipeline.cluster import Lease, LeasedVideo, LeaseReply, Message, Reply, Run, Worker
 from pipeline.config import JobConfig, load_config
 from pipeline.decoding import DecodePool
-from pipeline.indexing import load_indexer
+from pipeline.indexing import AnswersVideos, load_indexer
 from pipeline.records import Failure, VideoRef, VideoRow
 
 __all__ = ["LastVideo", "PixelReader", "main", "measure", "pixel_reader"]
@@ -46,7 +46,7 @@ _SLOW_CALLS, _SLOW_SECONDS = 8, 10.0
 _MB = 10**6
 
 
-class PixelReader:
+class PixelReader(AnswersVideos):
     """An engine that looks at every pixel and says nothing; slow at first, so that decoding gets ahead."""
 
     vision = VisionSettings()
@@ -80,10 +80,6 @@ class PixelReader:
     def count_tokens(self, text: str) -> int:
         """Words."""
         return len(text.split())
-
-    def plan(self, video: VideoInput, *, baseline_tokens: int | None = None) -> tuple[Any, Any]:
-        """There is none."""
-        raise NotImplementedError
 
 
 def pixel_reader(config: JobConfig, device: str) -> PixelReader:

@@ -5,7 +5,6 @@ The numbers of the Hugging Face image processor's PIL backend, within rounding, 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,34 +14,23 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flashvid.arithmetic import RESIZE_BYTES
-from flashvid.resizing import smart_resize
+from flashvid.resizing import VIDEO_MAX_PIXELS, VIDEO_MIN_PIXELS, VisionSizes, smart_resize
 
 __all__ = ["VisionSettings", "frames_to_patches", "iterate_patches"]
 
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-_VIDEO_MIN_PIXELS = 128 * 28 * 28  # per frame, the video processor's default
-_VIDEO_MAX_PIXELS = 768 * 28 * 28
 
 
 @dataclass(frozen=True)
-class VisionSettings:
-    """How a model wants its frames: patch sizes, pixel limits per frame, normalisation per channel.
+class VisionSettings(VisionSizes):
+    """How a model wants its frames: the sizes, and the normalisation per channel.
 
     Raises ValueError where min_pixels is not in (0, max_pixels].
     """
 
-    patch_size: int = 14
-    temporal_patch_size: int = 2
-    merge_size: int = 2
-    min_pixels: int = _VIDEO_MIN_PIXELS
-    max_pixels: int = _VIDEO_MAX_PIXELS
     image_mean: tuple[float, float, float] = _CLIP_MEAN
     image_std: tuple[float, float, float] = _CLIP_STD
-
-    def __post_init__(self) -> None:
-        if not 0 < self.min_pixels <= self.max_pixels:
-            raise ValueError(f"{self.min_pixels = } must be in (0, {self.max_pixels = }]")
 
     @classmethod
     def from_processor(cls, processor: Mapping[str, Any], *, for_images: bool = False) -> VisionSettings:
@@ -51,34 +39,16 @@ class VisionSettings:
         ``for_images``: the limits were meant for single images; a frame is then held to the video maximum.
         """
         size = processor.get("size") or {}
-        high = int(processor.get("max_pixels") or size.get("longest_edge") or _VIDEO_MAX_PIXELS)
-        low = int(processor.get("min_pixels") or size.get("shortest_edge") or _VIDEO_MIN_PIXELS)
+        high = int(processor.get("max_pixels") or size.get("longest_edge") or VIDEO_MAX_PIXELS)
+        low = int(processor.get("min_pixels") or size.get("shortest_edge") or VIDEO_MIN_PIXELS)
         if for_images:
-            high = min(high, _VIDEO_MAX_PIXELS)
+            high = min(high, VIDEO_MAX_PIXELS)
         names = ("patch_size", "temporal_patch_size", "merge_size")
         known: dict[str, Any] = {name: int(processor[name]) for name in names if name in processor}
         for name in ("image_mean", "image_std"):
             if name in processor:
                 known[name] = tuple(float(value) for value in processor[name])
         return cls(min_pixels=min(low, high), max_pixels=high, **known)
-
-    def grid(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
-        """(units, rows, columns) in patches that frames of this many pixels become."""
-        high, wide = self.frame_size(height, width)
-        units = math.ceil(num_frames / self.temporal_patch_size)
-        return units, high // self.patch_size, wide // self.patch_size
-
-    def frame_size(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) in pixels at which the model sees a frame of this size."""
-        multiple = self.patch_size * self.merge_size
-        return smart_resize(
-            height, width, multiple=multiple, min_pixels=self.min_pixels, max_pixels=self.max_pixels
-        )
-
-    def tokens_per_unit(self, height: int, width: int) -> int:
-        """Visual tokens the language model would get per temporal unit, uncompressed."""
-        high, wide = self.frame_size(height, width)
-        return (high // self.patch_size // self.merge_size) * (wide // self.patch_size // self.merge_size)
 
 
 def frames_to_patches(

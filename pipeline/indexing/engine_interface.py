@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -12,45 +13,13 @@ from pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from flashvid.generation import Generation, VideoAnswers, VideoInput
+    from flashvid.resizing import VisionSizes
 
-__all__ = ["AnswersVideos", "SeesFrames", "accelerator_errors", "is_memory_error", "load_engine"]
+__all__ = ["AnswersVideos", "accelerator_errors", "is_memory_error", "load_engine"]
 
 _NEEDED = ("vision", "answer", "write", "count_tokens", "plan")
 # cudaErrorMemoryAllocation, hipErrorOutOfMemory: the device refused an allocation and is sound.
 _NO_MEMORY_CODE = 2
-
-
-class SeesFrames(Protocol):
-    """How the model wants its frames: ``flashvid.frames.VisionSettings``, or what has the same numbers."""
-
-    @property
-    def patch_size(self) -> int:
-        """Side of a patch in pixels."""
-        ...
-
-    @property
-    def temporal_patch_size(self) -> int:
-        """Frames that make one temporal unit."""
-        ...
-
-    @property
-    def merge_size(self) -> int:
-        """Patches along each side of a token."""
-        ...
-
-    @property
-    def min_pixels(self) -> int:
-        """Fewest pixels of a frame."""
-        ...
-
-    @property
-    def max_pixels(self) -> int:
-        """Most pixels of a frame."""
-        ...
-
-    def tokens_per_unit(self, height: int, width: int) -> int:
-        """Visual tokens of one temporal unit of frames of this size in pixels."""
-        ...
 
 
 class AnswersVideos(Protocol):
@@ -59,14 +28,16 @@ class AnswersVideos(Protocol):
     One thread uses it, one call at a time; nothing is kept between calls. Every method may raise MemoryError
     or torch.OutOfMemoryError, after which the same call may be tried with less. torch.AcceleratorError (but
     for the code of a refused allocation) means that the device serves no other video either; anything else is
-    this video's fault.
+    this video's fault. An engine of another package may derive from this class; then it need not have a plan.
     """
 
     @property
-    def vision(self) -> SeesFrames:
-        """How the model wants its frames."""
+    @abstractmethod
+    def vision(self) -> VisionSizes:
+        """How large the model wants its frames, and how many tokens become of them."""
         ...
 
+    @abstractmethod
     def answer(
         self,
         video: VideoInput,
@@ -84,10 +55,12 @@ class AnswersVideos(Protocol):
         """
         ...
 
+    @abstractmethod
     def write(self, prompt: str, *, max_new_tokens: int) -> Generation:
         """Answer a prompt without a video."""
         ...
 
+    @abstractmethod
     def count_tokens(self, text: str) -> int:
         """How many tokens the model reads of a text."""
         ...
@@ -95,9 +68,10 @@ class AnswersVideos(Protocol):
     def plan(self, video: VideoInput, *, baseline_tokens: int | None = None) -> tuple[Any, Any]:
         """``flashvid show`` only: the CompressionPlan, and the grid (units, rows, columns) in patches.
 
-        An engine that has no such thing raises NotImplementedError.
+        Raises NotImplementedError in an engine that has no such thing.
         """
-        ...
+        name = type(self).__name__  # a body of nothing but the raise is an abstract one to mypy
+        raise NotImplementedError(f"{name} has no plan of what it keeps")
 
 
 def load_engine(config: JobConfig, device: str) -> AnswersVideos:

@@ -14,17 +14,15 @@ import re
 import signal
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import numpy as np
 
+from flashvid.generation.answers import Generation, VideoAnswers, VideoInput
+from flashvid.resizing import VisionSizes
 from pipeline.errors import UserError
-
-if TYPE_CHECKING:
-    from flashvid.generation.answers import Generation, VideoAnswers
-    from pipeline.indexing.engine_interface import AnswersVideos
+from pipeline.indexing.engine_interface import AnswersVideos
 
 __all__ = ["StubEngine", "colour_of", "load", "load_nowhere", "load_on_one", "write_model"]
 
@@ -33,60 +31,21 @@ _DEADLY_DISTANCE = 14  # of a channel from the deadly colour
 _COLOUR = re.compile(r"colour (\d+) (\d+) (\d+)")
 
 
-@dataclass(frozen=True)
-class _Vision:
-    """The sizes of Qwen2.5-VL's vision tower; small frames are enough for a colour."""
-
-    min_pixels: int = 28 * 28
-    max_pixels: int = 168 * 168
-    patch_size: int = 14
-    merge_size: int = 2
-    temporal_patch_size: int = 2
-
-    def tokens_per_unit(self, height: int, width: int) -> int:
-        side = self.patch_size * self.merge_size
-        return (height // side) * (width // side)
-
-
-@dataclass(frozen=True)
-class _Generation:
-    text: str
-    finish_reason: str = "stop"
-    output_tokens: int = 4
-    prompt_tokens: int = 8
-
-
-@dataclass(frozen=True)
-class _Answers:
-    """The fields of flashvid.generation.answers.VideoAnswers, which imports torch."""
-
-    generations: tuple[_Generation, ...]
-    visual_tokens_before: int
-    visual_tokens_after: int
-    visual_tokens_mean: float
-    encode_seconds: float
-    compress_seconds: float
-    prefill_seconds: float
-    decode_seconds: float
-    kept: Any
-    grid_thw: tuple[int, int, int]
-    budget_tokens: int
-
-
-class StubEngine:
+class StubEngine(AnswersVideos):
     """Answers every prompt with the video's colour, after ``seconds_per_video``; ``folder``: of the model."""
+
+    vision = VisionSizes(min_pixels=28 * 28, max_pixels=168 * 168)  # small frames are enough for a colour
 
     def __init__(
         self, seconds_per_video: float, folder: Path | None = None, deadly_colour: Sequence[int] | None = None
     ) -> None:
-        self.vision = _Vision()
         self._seconds_per_video = seconds_per_video
         self._folder = folder
         self._deadly_colour = deadly_colour
 
     def answer(
         self,
-        video: Any,
+        video: VideoInput,
         prompts: Sequence[str],
         *,
         max_new_tokens: int | Sequence[int],
@@ -97,12 +56,12 @@ class StubEngine:
         frames = np.asarray(video.frames)
         self._follow_orders(frames)
         time.sleep(self._seconds_per_video)
-        units = -(-len(frames) // self.vision.temporal_patch_size)
-        tokens = units * self.vision.tokens_per_unit(*frames.shape[1:3])
+        grid = self.vision.grid(*frames.shape[:3])
+        tokens = grid[0] * self.vision.tokens_per_unit(*frames.shape[1:3])
         after = max(1, min(tokens, baseline_tokens or tokens))
-        rows, columns = (size // self.vision.patch_size for size in frames.shape[1:3])
-        answers = _Answers(
-            generations=tuple(_Generation(_described(frames)) for _ in prompts),
+        kept: Any = np.arange(after)
+        return VideoAnswers(
+            generations=(_generation(_described(frames)),) * len(prompts),
             visual_tokens_before=tokens,
             visual_tokens_after=after,
             visual_tokens_mean=float(after),
@@ -110,11 +69,10 @@ class StubEngine:
             compress_seconds=0.0,
             prefill_seconds=0.0,
             decode_seconds=0.0,
-            kept=np.arange(after),
-            grid_thw=(units, rows, columns),
+            kept=kept,
+            grid_thw=grid,
             budget_tokens=after,
         )
-        return cast("VideoAnswers", answers)
 
     def _follow_orders(self, frames: np.ndarray[Any, Any]) -> None:
         if self._folder is not None:
@@ -129,14 +87,11 @@ class StubEngine:
         """Text from text: the mean of the colours that the prompt names, if they are one."""
         named = np.array(_COLOUR.findall(prompt), np.float64)
         pixels = named.reshape(1, -1, 1, 3)
-        return cast("Generation", _Generation(_described(pixels) if len(named) else "no colour"))
+        return _generation(_described(pixels) if len(named) else "no colour")
 
     def count_tokens(self, text: str) -> int:
         """Words."""
         return len(text.split())
-
-    def plan(self, video: Any, *, baseline_tokens: int | None = None) -> tuple[Any, Any]:
-        raise NotImplementedError("the stub keeps no tokens")
 
 
 def load(config: Any, device: str) -> StubEngine:
@@ -195,13 +150,13 @@ def colour_of(caption: str) -> tuple[int, int, int] | None:
     return red, green, blue
 
 
+def _generation(text: str) -> Generation:
+    return Generation(text, "stop", output_tokens=4, prompt_tokens=8)
+
+
 def _described(frames: np.ndarray[Any, Any]) -> str:
     pixels = frames.reshape(-1, 3).astype(np.float64)
     if pixels.std(0).max() > _LARGEST_SPREAD:
         return "many colours"
     red, green, blue = (round(value) for value in pixels.mean(0))
     return f"colour {red} {green} {blue}"
-
-
-if TYPE_CHECKING:  # the type checker's word that the stub can stand for an engine
-    _CONFORMS: AnswersVideos = StubEngine(0.0)

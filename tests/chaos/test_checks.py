@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from flashvid.generation.engine import Engine
 from pipeline.indexing.engine_interface import AnswersVideos
 from tests.chaos.checks import (
     Output,
@@ -151,6 +152,8 @@ def test_row_that_was_there_and_is_gone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["answer", "write", "count_tokens", "plan"])
 def test_the_stub_takes_what_an_engine_takes(name: str) -> None:
-    wanted, got = (inspect.signature(getattr(kind, name)).parameters for kind in (AnswersVideos, StubEngine))
-    kinds = [[(each.name, each.kind, each.default) for each in which.values()] for which in (wanted, got)]
-    assert kinds[0] == kinds[1]
+    wanted, real, got = (
+        [(each.name, each.kind, each.default) for each in inspect.signature(method).parameters.values()]
+        for method in (getattr(kind, name) for kind in (AnswersVideos, Engine, StubEngine))
+    )
+    assert wanted == real == got

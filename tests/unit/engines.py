@@ -9,33 +9,24 @@ from typing import Any
 import numpy as np
 
 from flashvid.generation.answers import Generation, VideoAnswers, VideoInput
+from flashvid.resizing import VisionSizes
 from pipeline.config.job import JobConfig
+from pipeline.indexing.engine_interface import AnswersVideos
 
-__all__ = ["PlainEngine", "PlainVision", "lacking", "made", "not_a_function"]
+__all__ = ["PlainEngine", "lacking", "made", "not_a_function"]
 
 not_a_function = 7
 
 
-@dataclass(frozen=True)
-class PlainVision:
-    patch_size: int = 14
-    temporal_patch_size: int = 2
-    merge_size: int = 2
-    min_pixels: int = 28 * 28
-    max_pixels: int = 168 * 168
-
-    def tokens_per_unit(self, height: int, width: int) -> int:
-        return (height // 28) * (width // 28)
-
-
 @dataclass
-class PlainEngine:
+class PlainEngine(AnswersVideos):
     """Says how many frames it saw and how red the first is; memory ends beyond the ``most_``."""
+
+    vision = VisionSizes(min_pixels=28 * 28, max_pixels=168 * 168)
 
     device: str = "cpu"
     most_prompts: int = 99
     most_frames: int = 9999
-    vision: PlainVision = PlainVision()
     calls: list[tuple[int, int | None]] = field(default_factory=list)
     prompts: list[list[str]] = field(default_factory=list)
     written: list[str] = field(default_factory=list)
@@ -69,9 +60,6 @@ class PlainEngine:
 
     def count_tokens(self, text: str) -> int:
         return len(text.split())
-
-    def plan(self, video: VideoInput, *, baseline_tokens: int | None = None) -> tuple[Any, Any]:
-        raise NotImplementedError
 
 
 def made(config: JobConfig, device: str) -> PlainEngine:

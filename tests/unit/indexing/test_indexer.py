@@ -18,6 +18,7 @@ from flashvid.generation.engine import Engine
 from pipeline.config.job import JobConfig
 from pipeline.config.sections import ModelConfig, SummaryConfig, WindowsConfig
 from pipeline.errors import Reason, Stage, UserError, VideoError
+from pipeline.indexing.engine_interface import AnswersVideos
 from pipeline.indexing.indexer import VideoIndexer, load_indexer
 from pipeline.indexing.model_revision import resolve_revision
 from pipeline.output.schemas import VIDEO_SCHEMA, video_schema
@@ -304,6 +305,17 @@ def test_a_wrong_name_of_an_engine_is_the_users_to_mend(name: str, why: str) -> 
         load_indexer(config, run_id="run-1")
     assert f"model.engine={name!r}" in str(caught.value)
     assert why in str(caught.value)
+
+
+def test_a_derived_engine_has_no_plan_and_misses_nothing_else() -> None:
+    with pytest.raises(VideoError, match="PlainEngine has no plan"):
+        indexer(None, job(), PlainEngine()).plan(clip())
+
+    class Speechless(AnswersVideos):
+        vision = VISION
+
+    with pytest.raises(TypeError, match="answer, count_tokens, write"):
+        Speechless()  # type: ignore[abstract]
 
 
 def test_the_revision_of_another_engine_is_what_the_user_says() -> None:
