@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     )
     from flashvid.budget.grids import frames_for_budget, patch_grid, visual_tokens
     from flashvid.budget.schedule import (
+        NO_PRUNING,
         PruningSchedule,
         config_for_baseline,
         inside_schedule,
@@ -53,6 +54,7 @@ else:
             ],
             "grids": ["frames_for_budget", "patch_grid", "visual_tokens"],
             "schedule": [
+                "NO_PRUNING",
                 "PruningSchedule",
                 "config_for_baseline",
                 "inside_schedule",
@@ -69,6 +71,7 @@ else:
     )
 
 __all__ = [
+    "NO_PRUNING",
     "QWEN2_5_VL",
     "Estimate",
     "LanguageShape",

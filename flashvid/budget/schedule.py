@@ -9,6 +9,7 @@ from flashvid.arithmetic import ceil_product, floor_product
 from flashvid.config import FlashVidConfig
 
 __all__ = [
+    "NO_PRUNING",
     "PruningSchedule",
     "config_for_baseline",
     "inside_schedule",
@@ -31,6 +32,9 @@ class PruningSchedule:
 
     layer: int
     ratio: float
+
+
+NO_PRUNING = PruningSchedule(1, 1.0)  # for sums over layers, where a model has no schedule
 
 
 def pruning_schedule(

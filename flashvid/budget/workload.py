@@ -18,6 +18,7 @@ from flashvid.budget.costs import (
 )
 from flashvid.budget.grids import patch_grid
 from flashvid.budget.schedule import (
+    NO_PRUNING,
     PruningSchedule,
     config_for_baseline,
     inside_schedule,
@@ -114,7 +115,7 @@ def estimate(shape: ModelShape, config: FlashVidConfig, workload: Workload, num_
     no whole tokens and for settings that no video of this length can hold.
     """
     clip = _clip(shape, config, workload, num_frames)
-    used = clip.schedule or PruningSchedule(1, 1.0)
+    used = clip.schedule or NO_PRUNING
     vision = vision_flops(shape.vision, *clip.grid)
     if _reads_saliency(config):
         vision += saliency_flops(shape.vision, *clip.grid)
@@ -192,7 +193,7 @@ def _clip(shape: ModelShape, config: FlashVidConfig, workload: Workload, num_fra
     units, rows, columns = _grid(shape, workload, num_frames)
     tokens = rows * columns // shape.vision.merge_size**2
     kept, schedule = _kept(shape.language.layers, config, workload.baseline_tokens, units, tokens)
-    used = schedule or PruningSchedule(1, 1.0)
+    used = schedule or NO_PRUNING
     lengths = kv_lengths_by_layer(workload.text_tokens, kept, shape.language.layers, used.layer, used.ratio)
     return _Clip(units, rows, columns, tokens, kept, schedule, lengths)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flashvid.budget import (
+    NO_PRUNING,
     PruningSchedule,
     config_for_baseline,
     inside_schedule,
@@ -143,7 +144,7 @@ class Engine:
         shorts = [self._chat.prompt(text, grid, video.second_per_frame, compressed.kept) for text in prompts]
         batches = _batches(shorts, limits, size)
         rows, prefill_seconds, decode_seconds = self._decode(batches, compressed, schedule, clock)
-        planned = schedule or PruningSchedule(1, 1.0)
+        planned = schedule or NO_PRUNING
         return VideoAnswers(
             generations=tuple(map(self._generation, rows, shorts, limits)),
             visual_tokens_before=encoded.features.shape[0] * encoded.features.shape[1],

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from flashvid.budget import PruningSchedule, inside_schedule, mean_visual_tokens
+from flashvid.budget import NO_PRUNING, inside_schedule, mean_visual_tokens
 from flashvid.compression import CompressedVideo, check_config
 from flashvid.config import FlashVidConfig
 from flashvid.generation.arguments import Arguments, check_arguments
@@ -149,7 +149,7 @@ class FlashVidModel:
         return restore_prompt(output, input_ids, short)
 
     def _report(self, rows: list[Row]) -> GenerationReport:
-        schedule = self._schedule or PruningSchedule(1, 1.0)
+        schedule = self._schedule or NO_PRUNING
         entered = [sum(len(video.kept) for video in row.videos) for row in rows]
         layers = self._adapter.num_layers
         means = (mean_visual_tokens(count, layers, schedule.layer, schedule.ratio) for count in entered)
