@@ -16,6 +16,7 @@ from functools import lru_cache
 from typing import Any
 
 from pipeline.errors import Reason
+from pipeline.stores.causes import causes_of, status_of
 from pipeline.stores.filesystems import open_single
 from pipeline.stores.retrying import RETRY_SECONDS, is_passing, retry
 
@@ -92,7 +93,7 @@ class Hosts:
         try:
             answer = ask_store(once, seconds=_LOOK_UP_SECONDS / (1 + host.num_failed))
         except _UnreachedError as unreached:
-            first = _chain(unreached)[-1]
+            first = causes_of(unreached)[-1]
             host.note_unreached(f"{type(first).__name__}: {first}"[:200], time.monotonic() - began)
             raise first from None
         except Exception as error:
@@ -145,10 +146,10 @@ class _Host:
 
 def _is_unreached(error: BaseException) -> bool:
     """Whether nobody answers there: refused, no such host, no way to it, or silence until a timeout."""
-    chain = _chain(error)
+    chain = causes_of(error)
     if any(getattr(cause, "errno", None) in _OWN_FAULT for cause in chain):
         return False
-    if any(_status_of(cause) is not None for cause in chain):
+    if status_of(error) is not None:
         return False
     return any(
         isinstance(cause, ConnectionRefusedError | TimeoutError | asyncio.TimeoutError | socket.gaierror)
@@ -173,11 +174,10 @@ def content_version(info: Mapping[str, Any], size: int) -> str:
 
 def reason_of(error: BaseException) -> Reason:
     """NOT_FOUND, ACCESS_DENIED or READ_ERROR: by the status that the store answered, else by the kind."""
-    chain = _chain(error)
-    status = next((status for status in map(_status_of, chain) if status is not None), None)
-    if status in _GONE or (status is None and isinstance(chain[-1], FileNotFoundError)):
+    status, first = status_of(error), causes_of(error)[-1]
+    if status in _GONE or (status is None and isinstance(first, FileNotFoundError)):
         return Reason.NOT_FOUND
-    if status in _FORBIDDEN or (status is None and isinstance(chain[-1], PermissionError)):
+    if status in _FORBIDDEN or (status is None and isinstance(first, PermissionError)):
         return Reason.ACCESS_DENIED
     return Reason.READ_ERROR
 
@@ -192,35 +192,14 @@ def plain_error(error: Exception) -> Exception:
         return error if isinstance(error, FileNotFoundError) else _meaning(FileNotFoundError, error)
     if reason is Reason.ACCESS_DENIED:
         return error if isinstance(error, PermissionError) else _meaning(PermissionError, error)
-    first = _chain(error)[-1]
+    first = causes_of(error)[-1]
     is_disguised = isinstance(error, FileNotFoundError | PermissionError)
     return first if is_disguised and isinstance(first, Exception) else error
 
 
 def _meaning(kind: type[OSError], error: Exception) -> OSError:
     """With the first cause's text: what hides one says little."""
-    first = _chain(error)[-1]
+    first = causes_of(error)[-1]
     found = kind(f"{type(first).__name__}: {first}")
     found.__cause__ = error
     return found
-
-
-def _chain(error: BaseException) -> list[BaseException]:
-    chain = [error]
-    while (cause := chain[-1].__cause__) is not None and len(chain) < 10:
-        chain.append(cause)
-    return chain
-
-
-def _status_of(error: BaseException) -> int | None:
-    """The HTTP status of an error of aiohttp, botocore, azure, gcsfs or the hub, or of that shape."""
-    response = getattr(error, "response", None)
-    status: Any
-    if isinstance(response, dict):
-        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-    else:
-        status = getattr(error, "status", None) or getattr(response, "status_code", None)
-        status = status or getattr(error, "status_code", None) or getattr(error, "code", None)
-    if type(error) is OSError and str(error).startswith("Forbidden: "):
-        return 403  # gcsfs says so in words only
-    return status if isinstance(status, int) and 100 <= status < 600 else None

@@ -8,9 +8,10 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pipeline.errors import PipelineError, UserError
+from pipeline.stores.causes import causes_of, status_of
 
 __all__ = ["RETRY_SECONDS", "StorageDownError", "is_passing", "retry", "steady_seconds", "telling"]
 
@@ -86,7 +87,7 @@ def is_passing(error: BaseException) -> bool:
     """
     if any(kind.__name__ in _PASSING_NAMES for kind in type(error).__mro__):
         return True
-    status = _status_of(error)
+    status = status_of(error)
     if status is not None:
         return (status >= 500 and status != 501) or status in _PASSING_STATUS or "SlowDown" in _codes(error)
     if isinstance(error, _LASTING):
@@ -113,27 +114,6 @@ def steady_seconds() -> float:
     return time.clock_gettime(_CLOCK) if _CLOCK is not None else time.monotonic()
 
 
-def _status_of(error: BaseException) -> int | None:
-    """The HTTP status that an error stands for; None where it stands for none."""
-    for cause in _chain(error):
-        response = getattr(cause, "response", None)
-        if isinstance(response, dict):  # botocore
-            status: Any = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-        else:
-            status = getattr(cause, "status", None) or getattr(cause, "status_code", None)
-        status = status or getattr(cause, "code", None)  # gcsfs
-        if isinstance(status, int) and 400 <= status < 600:
-            return status
-    return None
-
-
 def _codes(error: BaseException) -> set[str]:
-    answers = (getattr(cause, "response", None) for cause in _chain(error))
+    answers = (getattr(cause, "response", None) for cause in causes_of(error))
     return {str(answer.get("Error", {}).get("Code", "")) for answer in answers if isinstance(answer, dict)}
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    cause: BaseException | None = error
-    while cause is not None:
-        yield cause
-        cause = cause.__cause__

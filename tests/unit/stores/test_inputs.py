@@ -27,6 +27,7 @@ from pipeline.records import VideoRef
 from pipeline.stores import downloads, inputs
 from pipeline.stores.addresses import canonical_uri, local_path_of
 from pipeline.stores.inputs import Hosts, content_version, open_store, plain_error, reason_of
+from pipeline.stores.retrying import is_passing
 from pipeline.stores.spooling import Spool
 
 
@@ -207,9 +208,32 @@ class _StatusCodeError(Exception):
         self.status_code = status_code
 
 
+class _AnswerError(OSError):
+    """As the hub's errors are."""
+
+    def __init__(self, status_code: int) -> None:
+        super().__init__("no")
+        self.response = _StatusCodeError(status_code)
+
+
+@pytest.mark.parametrize(
+    ("error", "passes"),
+    [
+        (_CodeError(429), True),
+        (_StatusCodeError(503), True),
+        (_AnswerError(503), True),
+        (_AnswerError(403), False),
+        (OSError("Forbidden: b/films/o/a.mp4"), False),
+    ],
+)
+def test_every_clients_error_is_tried_again_by_its_status(error: Exception, passes: bool) -> None:
+    assert is_passing(error) is passes
+
+
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
+        (_AnswerError(404), Reason.NOT_FOUND),
         (_CodeError(401), Reason.ACCESS_DENIED),
         (_CodeError(410), Reason.NOT_FOUND),
         (_CodeError(503), Reason.READ_ERROR),
