@@ -10,11 +10,10 @@ import os
 import tempfile
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import PipelineError
@@ -30,15 +29,12 @@ from pipeline.output.merge_records import (
     retired_folders,
     write_merge,
 )
-from pipeline.output.parts import COMPRESSION, METADATA, open_part
+from pipeline.output.parts import COMPRESSION, METADATA, open_part, row_groups
 from pipeline.output.status import existing_store
 from pipeline.output.store import FAILURES, OutputStore
-from pipeline.stores import StoredFile, exchange, stage, telling
+from pipeline.stores import exchange, stage, telling
 
 __all__ = ["CompactReport", "FolderReport", "compact"]
-
-_ROW_GROUP_ROWS = 10_000
-_ROW_GROUP_BYTES = 64 * 2**20  # whichever comes first: what a merge holds in memory
 
 
 @dataclass(frozen=True)
@@ -191,8 +187,9 @@ def _merge(store: OutputStore, folder: str, group: Group, path: str) -> None:
     rows = 0
     with open_part(store.storage, folder, group.entries[0]) as first:
         schema = first.schema_arrow.with_metadata(_metadata(first))
+    tables = (table for entry in group.entries for table in store.iter_part(folder, entry))
     with pq.ParquetWriter(path, schema, compression=COMPRESSION) as writer:
-        for table in _batched(store, folder, group.entries):
+        for table in row_groups(tables):
             writer.write_table(table.replace_schema_metadata(schema.metadata))
             rows += len(table)
     if rows != group.rows:
@@ -206,21 +203,6 @@ def _metadata(first: pq.ParquetFile) -> dict[bytes, bytes]:
     said = json.loads((first.schema_arrow.metadata or {}).get(METADATA, b"{}"))
     said.pop("run_id", None)
     return {METADATA: json.dumps(said).encode()} if said else {}
-
-
-def _batched(store: OutputStore, folder: str, entries: Iterable[StoredFile]) -> Iterator[pa.Table]:
-    """The rows of some parts in tables of about a row group."""
-    waiting: list[pa.Table] = []
-    rows = num_bytes = 0
-    for entry in entries:
-        for table in store.iter_part(folder, entry):
-            waiting.append(table)
-            rows, num_bytes = rows + len(table), num_bytes + table.nbytes
-            if rows >= _ROW_GROUP_ROWS or num_bytes >= _ROW_GROUP_BYTES:
-                yield pa.concat_tables(waiting).combine_chunks()
-                waiting, rows, num_bytes = [], 0, 0
-    if waiting:
-        yield pa.concat_tables(waiting).combine_chunks()
 
 
 def _waiting(store: OutputStore) -> tuple[int, float | None]:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import UserError
 from pipeline.output.keyset import SortedDigests, digests_of
 from pipeline.output.merge_records import read_merges, replaced
-from pipeline.output.parts import COMPRESSION, map_parts, open_part
+from pipeline.output.parts import COMPRESSION, map_parts, open_part, row_groups
 from pipeline.output.schemas import video_schema
 from pipeline.output.status import existing_store
 from pipeline.output.store import FAILURES, OutputStore, again_if_merged
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = ["ExportReport", "export", "view_sql"]
-
-_ROW_GROUP_ROWS = 10_000
-_ROW_GROUP_BYTES = 64 * 2**20  # whichever comes first: what is held in memory
 
 
 @dataclass(frozen=True)
@@ -75,7 +72,7 @@ def _export(store: OutputStore, target: str, latest: bool) -> ExportReport:
     schema = _common_schema(store, [fact.schema for fact in facts])
     mask = _newest(facts) if latest else np.ones(rows_read, np.bool_)
     with _appearing(target) as path, pq.ParquetWriter(path, schema, compression=COMPRESSION) as writer:
-        for rows in _batched(_wanted(store, entries, mask, schema)):
+        for rows in row_groups(_wanted(store, entries, mask, schema)):
             writer.write_table(rows)
     return ExportReport(target, int(mask.sum()), rows_read)
 
@@ -177,20 +174,6 @@ def _wanted(
             first += len(table)
             if picked.any():
                 yield _fitted(table if picked.all() else table.filter(pa.array(picked)), schema)
-
-
-def _batched(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    """The same rows in tables of about a row group."""
-    waiting: list[pa.Table] = []
-    rows = num_bytes = 0
-    for table in tables:
-        waiting.append(table)
-        rows, num_bytes = rows + len(table), num_bytes + table.nbytes
-        if rows >= _ROW_GROUP_ROWS or num_bytes >= _ROW_GROUP_BYTES:
-            yield pa.concat_tables(waiting).combine_chunks()
-            waiting, rows, num_bytes = [], 0, 0
-    if waiting:
-        yield pa.concat_tables(waiting).combine_chunks()
 
 
 def _common_schema(store: OutputStore, schemas: Sequence[pa.Schema]) -> pa.Schema:

@@ -1,4 +1,4 @@
-"""Rows to and from Parquet bytes, and the buffer that decides when a part is due."""
+"""Rows to and from Parquet, and the buffer that decides when a part is due."""
 
 from __future__ import annotations
 
@@ -33,12 +33,15 @@ __all__ = [
     "iter_part",
     "map_parts",
     "open_part",
+    "row_groups",
 ]
 
 COMPRESSION = "zstd"
 PART_PATTERN = r"part-[0-9TZ]+-[0-9a-f]+\.parquet"
 _WHOLE_BYTES = 8 * 2**20  # below this a remote part is fetched in one request, whatever columns are wanted
 METADATA = b"flashvid"  # key of what a part says about itself
+_ROW_GROUP_ROWS = 10_000
+_ROW_GROUP_BYTES = 64 * 2**20  # whichever comes first: what a merge holds in memory
 _READERS = 8  # parts read at once; bounds memory at that many row groups
 
 T = TypeVar("T")
@@ -199,6 +202,20 @@ def iter_part(
             raise _unreadable(path, f"it has no column {lacking[0]!r}")
         for number in range(part.num_row_groups):
             yield part.read_row_group(number, columns=list(columns) if columns is not None else None)
+
+
+def row_groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The same rows in tables of about a row group: 10,000 rows or 64 MB, whichever comes first."""
+    waiting: list[pa.Table] = []
+    rows = num_bytes = 0
+    for table in tables:
+        waiting.append(table)
+        rows, num_bytes = rows + len(table), num_bytes + table.nbytes
+        if rows >= _ROW_GROUP_ROWS or num_bytes >= _ROW_GROUP_BYTES:
+            yield pa.concat_tables(waiting).combine_chunks()
+            waiting, rows, num_bytes = [], 0, 0
+    if waiting:
+        yield pa.concat_tables(waiting).combine_chunks()
 
 
 def map_parts(work: Callable[[StoredFile], T], entries: Sequence[StoredFile]) -> Iterator[T]:
