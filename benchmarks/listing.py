@@ -187,28 +187,19 @@ def _collected() -> Iterator[None]:
 
 def listing_table(cases: Sequence[dict[str, Any]]) -> str:
     """One line per case; memory in MB of 10^6 bytes."""
-    head = (
-        "corpus",
-        "videos",
-        "processor s",
-        "elapsed s",
-        "first after s",
-        "videos per processor s",
-        "grows MB",
-    )
     rows = [
-        (
-            case["case"],
-            case["videos"],
-            f"{case['processor_seconds']:.1f}",
-            f"{case['seconds']:.1f}",
-            f"{case['first_seconds']:.3f}",
-            f"{case['videos_per_processor_second']:.0f}",
-            f"{case['growth_bytes'] / 1e6:.0f}",
-        )
+        {
+            "corpus": case["case"],
+            "videos": case["videos"],
+            "processor s": f"{case['processor_seconds']:.1f}",
+            "elapsed s": f"{case['seconds']:.1f}",
+            "first after s": f"{case['first_seconds']:.3f}",
+            "videos per processor s": f"{case['videos_per_processor_second']:.0f}",
+            "grows MB": f"{case['growth_bytes'] / 1e6:.0f}",
+        }
         for case in cases
     ]
-    return markdown(head, rows)
+    return markdown(rows)
 
 
 def _in_own_process(name: str, num_videos: int) -> dict[str, Any]:

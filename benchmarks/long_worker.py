@@ -205,28 +205,19 @@ def _cases(window_seconds: float, threads: int) -> dict[str, list[str]]:
 
 
 def _table(cases: Sequence[dict[str, Any]]) -> str:
-    head = (
-        "case",
-        "windows",
-        "frames",
-        "seconds",
-        "worker beyond model MB",
-        "decode child MB",
-        "in flight MB",
-    )
     rows = [
-        (
-            case["case"],
-            case["windows"],
-            case["frames"],
-            round(case["seconds"]),
-            round(case["worker_growth_bytes"] / _MB),
-            round(case["child_peak_bytes"] / _MB),
-            round(case["in_flight_peak_bytes"] / _MB),
-        )
+        {
+            "case": case["case"],
+            "windows": case["windows"],
+            "frames": case["frames"],
+            "seconds": round(case["seconds"]),
+            "worker beyond model MB": round(case["worker_growth_bytes"] / _MB),
+            "decode child MB": round(case["child_peak_bytes"] / _MB),
+            "in flight MB": round(case["in_flight_peak_bytes"] / _MB),
+        }
         for case in cases
     ]
-    return markdown(head, rows)
+    return markdown(rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
