@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import http.server
 import os
 import resource
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import ClassVar
 
@@ -24,20 +24,19 @@ from pipeline.stores.spooling import Spool
 from tests import media
 from tests.integration.test_decoding import REQUEST, assert_shown_when_said, frames_of
 from tests.integration.test_decoding_faults import wait_for
+from tests.web_server import served
 
 CONTENT = os.urandom(300_000)
 LIMIT = 2**30
 
 
-class Faulty(http.server.BaseHTTPRequestHandler):
+class Faulty(BaseHTTPRequestHandler):
     """Serves CONTENT under any name, badly; the first part of the path says how."""
 
     protocol_version = "HTTP/1.1"
     cuts: ClassVar[dict[str, int]] = {}
     sent_bytes = 0
     requests: ClassVar[list[str]] = []
-
-    def log_message(self, *_: object) -> None: ...
 
     def do_HEAD(self) -> None:
         self._answer(with_body=False)
@@ -82,11 +81,6 @@ class Faulty(http.server.BaseHTTPRequestHandler):
         Faulty.sent_bytes += len(body)
 
 
-class _Server(http.server.ThreadingHTTPServer):
-    def handle_error(self, *_: object) -> None:
-        """A client that went away is no news."""
-
-
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(downloads, "RESUME_SECONDS", (0.01, 0.01, 0.01))
@@ -94,11 +88,8 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    made = _Server(("127.0.0.1", 0), Faulty)
-    threading.Thread(target=made.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{made.server_address[1]}"
-    made.shutdown()
-    made.server_close()
+    with served(Faulty) as address:
+        yield address
 
 
 @pytest.fixture

@@ -6,10 +6,7 @@ import os
 import random
 import subprocess
 from collections.abc import Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import fsspec
@@ -22,6 +19,7 @@ from pipeline.corpus.listing import corpus_format, list_videos, open_listing, vi
 from pipeline.corpus.map_ahead import map_ahead
 from pipeline.errors import Reason, UserError
 from pipeline.stores.addresses import local_path_of
+from tests.web_server import served_folder
 
 
 def names(uri: str | Path, **options: object) -> list[str]:
@@ -373,20 +371,10 @@ def test_map_ahead_keeps_the_order_and_does_not_run_far_ahead() -> None:
         list(map_ahead(lambda number: 1 // number, items(), 4))
 
 
-class _Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *_: Any) -> None:
-        pass
-
-
 @pytest.fixture
 def web(folder: Path) -> Iterator[str]:
-    handler = partial(_Quiet, directory=str(folder))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = Thread(target=partial(server.serve_forever, poll_interval=0.02), daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with served_folder(folder) as address:
+        yield address
 
 
 def test_a_web_server_gives_single_files_and_manifests(web: str, folder: Path) -> None:

@@ -9,10 +9,8 @@ import os
 import subprocess
 import tarfile
 from collections.abc import Mapping
-from functools import partial
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
@@ -23,6 +21,7 @@ from pipeline.corpus.shards import member_uri
 from pipeline.corpus.tar_headers import RangeReader, read_members
 from pipeline.errors import Reason, UserError
 from pipeline.records import Question, VideoRef
+from tests.web_server import served
 
 BODY = b"0123456789" * 70  # neither a block nor a multiple of one
 
@@ -415,21 +414,14 @@ class _Server(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(part)
 
-    def log_message(self, format: str, *_: Any) -> None:
-        pass
-
 
 @pytest.mark.parametrize(("knows_ranges", "expected"), [(True, [None] * 3), (False, [Reason.READ_ERROR])])
 def test_a_shard_on_a_web_server(
     monkeypatch: pytest.MonkeyPatch, knows_ranges: bool, expected: list[Reason | None]
 ) -> None:
     monkeypatch.setattr(_Server, "knows_ranges", knows_ranges)
-    with HTTPServer(("127.0.0.1", 0), _Server) as server:
-        thread = Thread(target=partial(server.serve_forever, poll_interval=0.02), daemon=True)
-        thread.start()
-        found = refs(f"http://127.0.0.1:{server.server_port}/0.tar?key=1")
-        server.shutdown()
-        thread.join()
+    with served(_Server) as address:
+        found = refs(f"{address}/0.tar?key=1")
     assert reasons(found) == expected
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
-from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import fsspec
@@ -17,17 +15,13 @@ from pipeline.corpus.listing import list_videos
 from pipeline.errors import Reason, UserError
 from pipeline.records import VideoRef
 from pipeline.stores import inputs
+from tests.web_server import served, served_folder
 
 FILES = ("a.MP4", "b.mp4", "notes.txt", "deep/er/c.mkv", "trash/d.mp4", "odd/é & 50%#[1] ?.mp4")
 
 
 def refs(uri: str, **options: Any) -> list[VideoRef]:
     return list(list_videos(CorpusConfig(uri=uri, **options)))
-
-
-class _Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *_: Any) -> None:
-        pass
 
 
 class _Page(BaseHTTPRequestHandler):
@@ -51,30 +45,20 @@ class _Page(BaseHTTPRequestHandler):
         if with_body:
             self.wfile.write(body)
 
-    def log_message(self, format: str, *_: Any) -> None:
-        pass
-
-
-def serve(handler: Callable[..., BaseHTTPRequestHandler]) -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = Thread(target=partial(server.serve_forever, poll_interval=0.02), daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
-
 
 @pytest.fixture
 def web(tmp_path: Path) -> Iterator[str]:
     for name in FILES:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(name.encode())
-    yield from serve(partial(_Quiet, directory=str(tmp_path)))
+    with served_folder(tmp_path) as address:
+        yield address
 
 
 @pytest.fixture
 def page() -> Iterator[str]:
-    yield from serve(_Page)
+    with served(_Page) as address:
+        yield address
 
 
 @pytest.mark.parametrize(

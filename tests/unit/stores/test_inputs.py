@@ -9,11 +9,9 @@ import os
 import tarfile
 import time
 from collections.abc import Iterator
-from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from importlib.util import find_spec
 from pathlib import Path
-from threading import Thread
 from typing import Any, ClassVar
 
 import fsspec
@@ -29,6 +27,7 @@ from pipeline.stores.addresses import canonical_uri, local_path_of
 from pipeline.stores.inputs import Hosts, content_version, open_store, plain_error, reason_of
 from pipeline.stores.retrying import is_passing
 from pipeline.stores.spooling import Spool
+from tests.web_server import served
 
 
 def refs(uri: Path | str, **options: Any) -> list[VideoRef]:
@@ -85,20 +84,13 @@ class _Server(BaseHTTPRequestHandler):
             if _Server.then is not None:
                 _Server.body, _Server.etag, _Server.then = _Server.then, '"second"', None
 
-    def log_message(self, format: str, *_: Any) -> None:
-        pass
-
 
 @pytest.fixture
 def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     for name in ("body", "etag", "busy", "then"):
         monkeypatch.setattr(_Server, name, getattr(_Server, name))
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Server) as server:
-        thread = Thread(target=partial(server.serve_forever, poll_interval=0.02), daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with served(_Server) as address:
+        yield address
 
 
 def manifest(folder: Path, *uris: str) -> Path:
