@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -18,6 +18,7 @@ from pipeline.indexing.engine_interface import accelerator_errors, is_memory_err
 __all__ = ["Step", "Steps", "free_memory", "guarded", "halved", "spread"]
 
 _T = TypeVar("_T")
+_Size = TypeVar("_Size")
 
 
 @dataclass(frozen=True)
@@ -51,19 +52,9 @@ class Steps:
         where the last step fails too; other errors go through.
         """
         whole = Step(self._most, num_frames)
-        for step in self._down_from(num_frames):
-            try:
-                result = call(step)
-            except Exception as error:
-                if not is_memory_error(error):
-                    raise
-                said = _described(error)
-            else:
-                self._now = step.num_prompts
-                return result, _note(whole, step)
-            free_memory()  # only here, with the traceback gone, are the tensors of the call free
-        text = f"{said}, at the least that is tried: {step}"
-        raise VideoError(Stage.GENERATION, Reason.OUT_OF_MEMORY, text)
+        result, step = _first_that_fits(self._down_from(num_frames), call)
+        self._now = step.num_prompts
+        return result, _note(whole, step)
 
     def limit(self, step: Step) -> int | None:
         """The engine's ``prompts_per_batch``; None where it may take as many as it thinks fit."""
@@ -83,21 +74,32 @@ class Steps:
 def halved(most: int, least: int, call: Callable[[int], _T]) -> tuple[_T, int]:
     """What the first of call(most), call(most // 2), … gives that does not run out of memory, and for what.
 
-    Not below ``least``. Raises VideoError out_of_memory where that fails too; other errors go through.
+    Most and least in tokens; not below ``least``. Raises VideoError out_of_memory where that fails too; other
+    errors go through.
     """
-    size = most
-    while True:
+    return _first_that_fits(_halvings(most, least), call, "{} tokens")
+
+
+def _halvings(most: int, least: int) -> Iterator[int]:
+    yield most
+    while (most := most // 2) >= least:
+        yield most
+
+
+def _first_that_fits(
+    sizes: Iterable[_Size], call: Callable[[_Size], _T], named: str = "{}"
+) -> tuple[_T, _Size]:
+    """The first result that memory suffices for, and its size; between two calls memory is given back."""
+    for size in sizes:
         try:
             return call(size), size
         except Exception as error:
             if not is_memory_error(error):
                 raise
             said = _described(error)
-        free_memory()  # as in Steps.run
-        if size // 2 < least:
-            text = f"{said}, at the least that is tried: {size} tokens"
-            raise VideoError(Stage.GENERATION, Reason.OUT_OF_MEMORY, text)
-        size //= 2
+        free_memory()  # only here, with the traceback gone, are the tensors of the call free
+    text = f"{said}, at the least that is tried: {named.format(size)}"
+    raise VideoError(Stage.GENERATION, Reason.OUT_OF_MEMORY, text)
 
 
 def spread(num_frames: int, wanted: int) -> NDArray[np.int64]:
