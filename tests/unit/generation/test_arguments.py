@@ -14,17 +14,12 @@ from transformers import GenerationConfig, MaxLengthCriteria, TextStreamer
 from flashvid.generation.wrapper import flashvid
 from tests.parity.test_pruned_batches import ROWS, padded, visual_inputs
 from tests.parity.test_unwrapped import inputs_of
-from tests.tiny_model import END, hooks_of, prompt_of, tiny_model, tiny_tokenizer
+from tests.tiny_model import END, hooks_of, prompt_of, tiny_tokenizer
 
 IDS = torch.tensor([prompt_of(3, ("video", 48), 4)])
 SIZE = IDS.shape[1]
 FREE: dict[str, Any] = {"do_sample": False, "eos_token_id": -1}
 GREEDY: dict[str, Any] = {**FREE, "max_new_tokens": 4}
-
-
-@pytest.fixture(scope="module")
-def model() -> Any:
-    return tiny_model()
 
 
 def new_tokens(output: Tensor, ids: Tensor = IDS) -> Tensor:

@@ -21,7 +21,6 @@ from tests.tiny_model import (
     fingerprint,
     random_frames,
     tiny_model,
-    tiny_tokenizer,
 )
 
 PROMPTS = ("what flashes ?", "when", "where a red circle moves ?", "word3 word4 word5 what word9")
@@ -31,16 +30,6 @@ CONFIGS = {
     "pruned inside": FlashVidConfig(retention_ratio=0.25),
 }
 SECONDS = 0.7
-
-
-@pytest.fixture(scope="module")
-def model() -> Any:
-    return tiny_model()
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Any:
-    return tiny_tokenizer()
 
 
 def video(num_frames: int = 12) -> VideoInput:

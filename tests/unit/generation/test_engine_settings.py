@@ -9,18 +9,8 @@ import numpy as np
 import pytest
 
 from flashvid.generation.engine import Engine
-from tests.tiny_model import VISION, hooks_of, tiny_model, tiny_tokenizer
+from tests.tiny_model import VISION, hooks_of, tiny_tokenizer
 from tests.unit.generation.test_engine import CONFIGS, PROMPTS, video
-
-
-@pytest.fixture(scope="module")
-def model() -> Any:
-    return tiny_model()
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Any:
-    return tiny_tokenizer()
 
 
 @pytest.mark.parametrize("name", CONFIGS)

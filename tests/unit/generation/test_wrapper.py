@@ -24,11 +24,6 @@ GREEDY: dict[str, Any] = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample":
 IDS = torch.tensor([prompt_of(3, ("video", 48), 4)])
 
 
-@pytest.fixture(scope="module")
-def model() -> Any:
-    return tiny_model()
-
-
 def test_output_begins_with_the_caller_s_prompt(model: Any) -> None:
     output = flashvid(model, 0.2).generate(IDS, **inputs_of(1.0), **GREEDY)
     assert output.shape == (1, IDS.shape[1] + 5)

@@ -9,12 +9,10 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import duckdb
-import fsspec
 import pyarrow.parquet as pq
 import pytest
 
@@ -33,18 +31,15 @@ ROWS = 24
 
 
 @pytest.fixture(params=["exchange", "record", "memory"])
-def uri(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def uri(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A local output whose folders can be exchanged, one where they cannot, and one that is not local."""
-    if request.param != "memory":
-        if request.param == "record":
-            monkeypatch.setattr("pipeline.stores.local_files.exchange_folders", lambda left, right: False)
-        yield str(tmp_path / "out")
-        return
-    root = f"memory://compact-{uuid.uuid4().hex}"
-    monkeypatch.setattr("pipeline.output.lock.Storage", _settled)
-    yield root
-    filesystem, path = fsspec.core.url_to_fs(root)
-    filesystem.rm(path, recursive=True)
+    if request.param == "memory":
+        monkeypatch.setattr("pipeline.output.lock.Storage", _settled)
+        where: str = request.getfixturevalue("memory_uri")
+        return where
+    if request.param == "record":
+        monkeypatch.setattr("pipeline.stores.local_files.exchange_folders", lambda left, right: False)
+    return str(tmp_path / "out")
 
 
 def _settled(uri: str, **settings: Any) -> Storage:

@@ -9,12 +9,9 @@ import signal
 import subprocess
 import sys
 import time
-import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pytest
 
 from pipeline.errors import UserError
@@ -23,18 +20,6 @@ from pipeline.stores.storage import Storage
 
 ROUNDS = 20
 RACERS = ("left", "middle", "right")
-
-
-@pytest.fixture(params=["local", "memory"])
-def uri(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    if request.param == "local":
-        yield str(tmp_path / "out")
-        return
-    root = f"memory://lock-{uuid.uuid4().hex}"
-    yield root
-    filesystem, path = fsspec.core.url_to_fs(root)
-    if filesystem.exists(path):
-        filesystem.rm(path, recursive=True)
 
 
 def quick(uri: str, **settings: Any) -> OutputLock:

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,18 +29,6 @@ from pipeline.output.store import OutputStore
 from pipeline.stores import local_files
 from pipeline.stores.storage import Storage
 from tests.unit.samples import FINGERPRINT, make_failure, make_ref, make_row
-
-
-@pytest.fixture(params=["local", "memory"])
-def uri(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    if request.param == "local":
-        yield str(tmp_path / "out")
-        return
-    root = f"memory://store-{uuid.uuid4().hex}"
-    yield root
-    filesystem, path = fsspec.core.url_to_fs(root)
-    if filesystem.exists(path):
-        filesystem.rm(path, recursive=True)
 
 
 def committed(store: OutputStore, *numbers: int, fingerprint: str = FINGERPRINT) -> bool:
