@@ -15,6 +15,7 @@ from flashvid import FlashVidConfig
 
 __all__ = [
     "LiteralVideo",
+    "best_matches",
     "budget",
     "cluster_scores",
     "clusters",
@@ -104,9 +105,10 @@ def parents(
     return result
 
 
-def _segment_parents(
-    features: Array, chosen: Sequence[Sequence[int]], units: range, budget: int, threshold: float
-) -> list[int]:
+def best_matches(
+    features: Array, chosen: Sequence[Sequence[int]], units: range
+) -> list[tuple[float, int | None]]:
+    """Of each token: the highest cosine with one of the unit before in its segment, and the index of that."""
     num_tokens = features.shape[1]
     best: list[tuple[float, int | None]] = []
     for t in units:
@@ -118,6 +120,14 @@ def _segment_parents(
             found = [(cosine(features[t, n], features[t - 1, p]), p) for p in candidates]
             top = max(found, key=lambda pair: pair[0])
             best.append((top[0], (t - 1) * num_tokens + top[1]))
+    return best
+
+
+def _segment_parents(
+    features: Array, chosen: Sequence[Sequence[int]], units: range, budget: int, threshold: float
+) -> list[int]:
+    num_tokens = features.shape[1]
+    best = best_matches(features, chosen, units)
     most = len(units) * (num_tokens - budget)
     if sum(s > threshold for s, _ in best) > most:
         ranked = sorted((s for s, _ in best), reverse=True)
