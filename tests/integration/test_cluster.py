@@ -37,7 +37,7 @@ import sys
 from pathlib import Path
 from pipeline.cluster import run_job
 from tests.integration.conftest import make_config
-run_job(make_config(Path(sys.argv[1]), Path(sys.argv[2])), on_progress=lambda progress: None)
+run_job(make_config(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:]), on_progress=lambda progress: None)
 """
 
 
@@ -101,8 +101,9 @@ def wait_for_rows(config: JobConfig, num_rows: int, driver: subprocess.Popen[byt
 def test_killed_with_its_driver_and_resumed(
     corpus: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    config = make_config(corpus, tmp_path / "out")
-    command = [sys.executable, "-c", DRIVER, str(corpus), config.output.uri]
+    slow = "prompts.caption_max_new_tokens=64"  # so that the run is not over before it can be killed
+    config = make_config(corpus, tmp_path / "out", slow)
+    command = [sys.executable, "-c", DRIVER, str(corpus), config.output.uri, slow]
     driver = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
     try:
         wait_for_rows(config, 2, driver)
