@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 else:  # torch and transformers take seconds to import; whoever only reads a configuration need not wait
     __getattr__, __dir__, _ = lazy_loader.attach(
         __name__,
+        submodules=["budget", "config", "engine", "frames", "models", "profiles"],
         submod_attrs={
             "compression": ["CompressedVideo", "CompressionPlan", "compress", "plan_compression"],
             "config": ["FlashVidConfig"],

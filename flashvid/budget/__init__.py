@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import lazy_loader
 
+from flashvid.arithmetic import UnitBudget, share_places, unit_budget
+
 if TYPE_CHECKING:
     from flashvid.budget.costs import (
         MemoryEstimate,
@@ -78,6 +80,7 @@ __all__ = [
     "MemoryEstimate",
     "ModelShape",
     "PruningSchedule",
+    "UnitBudget",
     "VisionShape",
     "Workload",
     "compression_bytes",
@@ -98,6 +101,8 @@ __all__ = [
     "pruning_schedule",
     "saliency_flops",
     "schedule_for_baseline",
+    "share_places",
+    "unit_budget",
     "vision_chunk_bytes",
     "vision_flops",
     "visual_tokens",

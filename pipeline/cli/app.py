@@ -19,6 +19,7 @@ from pipeline.cli.options import (
     Overrides,
     Reasons,
     Video,
+    check_config_first,
     check_reasons,
     reporting,
 )
@@ -108,11 +109,7 @@ def index(
     """
     from pipeline.cli.commands import run_index
 
-    if "=" in config.name and not config.exists():
-        raise UserError(
-            f"the first argument is {str(config)!r}; give the configuration file first, then the settings: "
-            f"flashvid index configs/gpu.yaml {config}"
-        )
+    check_config_first("index", config)
     raise typer.Exit(run_index(make_console(), config, overrides or []))
 
 
@@ -132,6 +129,7 @@ def heal(
     """
     from pipeline.cli.commands import run_index
 
+    check_config_first("heal", config)
     check_reasons(reason or [])
     raise typer.Exit(run_index(make_console(), config, overrides or [], heal=tuple(reason or ())))
 
@@ -186,6 +184,7 @@ def submit(  # noqa: PLR0917
 
     if reason and not heal:
         raise UserError("--reason goes with --heal")
+    check_config_first("submit", config)
     check_reasons(reason or [])
     job = load_config(config, overrides or [])
     submission = Submission(job, heal, tuple(reason or ()), working_dir, submission_id)

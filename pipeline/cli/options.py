@@ -20,6 +20,7 @@ __all__ = [
     "Reasons",
     "Table",
     "Video",
+    "check_config_first",
     "check_reasons",
     "reporting",
 ]
@@ -51,6 +52,15 @@ Reasons = Annotated[
     list[str] | None,
     typer.Option("--reason", "-r", help="Only videos that failed for this reason; may be repeated."),
 ]
+
+
+def check_config_first(command: str, config: Path) -> None:
+    """Raise UserError where a setting stands in the configuration's place."""
+    if "=" in config.name and not config.exists():
+        raise UserError(
+            f"the first argument is {str(config)!r}; give the configuration file first, then the settings: "
+            f"flashvid {command} configs/gpu.yaml {config}"
+        )
 
 
 def check_reasons(reasons: list[str]) -> None:

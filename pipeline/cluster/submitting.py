@@ -85,8 +85,12 @@ class Submission:
     def _enter(self) -> str:
         if self.working_dir is not None:
             return ""
-        missed = f"flashvid: there is no {os.getcwd()} here, so relative addresses start in"
-        return f'cd {shlex.quote(os.getcwd())} 2>/dev/null || echo {shlex.quote(missed)} "$PWD" >&2; '
+        try:
+            folder = os.getcwd()
+        except FileNotFoundError:
+            raise UserError("the folder that this was started in is gone; enter another one") from None
+        missed = f"flashvid: there is no {folder} here, so relative addresses start in"
+        return f'cd {shlex.quote(folder)} 2>/dev/null || echo {shlex.quote(missed)} "$PWD" >&2; '
 
     def runtime_env(self) -> dict[str, Any]:
         """Ray's settings for the job. Raises UserError for a working folder whose modules would hide ours."""
@@ -149,9 +153,8 @@ def _check_folder(folder: Path) -> None:
     """Jobs import from their working folder first: from Python's own modules to this package."""
     if not folder.is_dir():
         raise UserError(f"--working-dir {str(folder)!r} is no folder")
-    if (folder / _A_CLONE).is_file():
-        return
-    hiding = [name for name in _modules_in(folder) if name in _OURS or name in sys.stdlib_module_names]
+    ours = () if (folder / _A_CLONE).is_file() else _OURS  # a clone brings the package itself
+    hiding = [name for name in _modules_in(folder) if name in ours or name in sys.stdlib_module_names]
     if hiding:
         raise UserError(
             f"--working-dir {str(folder)!r} has modules of its own named {', '.join(hiding)}; a job imports "
@@ -210,15 +213,18 @@ def _accepted(client: Any, options: Mapping[str, Any]) -> str:
 
 def _follow(client: Any, job: str) -> int:
     """Print the log as it grows, until the job has ended; its exit status."""
+    was_followed = True
     try:
         asyncio.run(_print_log(client, job))
     except RuntimeError as error:  # the connection was cut; the job goes on
         print(f"the log can no longer be followed ({error}); waiting for the job", file=sys.stderr)
+        was_followed = False
     while not (info := client.get_job_info(job)).status.is_terminal():
         time.sleep(_POLL_SECONDS)
     if info.status.value == "SUCCEEDED":
         return 0
-    print(f"job {job} {info.status.value.lower()}: {info.message}", file=sys.stderr)
+    why = str(info.message).partition("\n")[0] if was_followed else info.message  # the rest is the log again
+    print(f"job {job} {info.status.value.lower()}: {why}", file=sys.stderr)
     return info.driver_exit_code or 1
 
 

@@ -45,8 +45,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping in a configuration file, "-" for standard input; raises UserError where there is none."""
     name = _named(path)
     try:
-        text = sys.stdin.read() if str(path) == _STANDARD_INPUT else Path(path).read_text(encoding="utf-8")
-        raw = yaml.load(text, Loader=_NoDuplicates)
+        raw = yaml.load(_bytes_of(path).decode("utf-8"), Loader=_NoDuplicates)
     except FileNotFoundError:
         raise UserError(f"no configuration file {name!r}; see configs/ for examples") from None
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
@@ -55,6 +54,14 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         kind = "an empty file" if raw is None else type(raw).__name__
         raise UserError(f"configuration {name!r} must be a mapping of sections, got {kind}; see configs/")
     return raw
+
+
+def _bytes_of(path: str | Path) -> bytes:
+    if str(path) != _STANDARD_INPUT:
+        return Path(path).read_bytes()
+    if sys.stdin is None:  # started with it closed
+        raise UserError("the configuration is to come from standard input, which is closed")
+    return sys.stdin.buffer.read()
 
 
 def _named(path: str | Path) -> str:

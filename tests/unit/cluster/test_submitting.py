@@ -50,7 +50,7 @@ def received(submission: Submission, folder: Path) -> Received:
 
 
 def read_back(text: str, monkeypatch: pytest.MonkeyPatch) -> JobConfig:
-    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode()), encoding="latin-1"))
     return load_config("-")
 
 
@@ -150,6 +150,16 @@ def test_a_folder_that_would_hide_ours_is_refused(name: str, tmp_path: Path) -> 
         Submission(demo(), working_dir=tmp_path).runtime_env()
 
 
+def test_a_clone_that_would_hide_a_module_of_python_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "pipeline" / "cluster").mkdir(parents=True)
+    for name in ("pipeline/__init__.py", "pipeline/cluster/submitting.py"):
+        (tmp_path / name).touch()
+    Submission(demo(), working_dir=tmp_path).runtime_env()
+    (tmp_path / "queue.py").touch()
+    with pytest.raises(UserError, match="named queue;"):
+        Submission(demo(), working_dir=tmp_path).runtime_env()
+
+
 def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is no folder"):
         Submission(demo(), working_dir=tmp_path / "no").runtime_env()
@@ -176,6 +186,16 @@ def test_mistakes_are_refused_before_anything_is_sent(
         main(["submit", str(DEMO), *arguments])
     assert end.value.code == 2
     assert said in capsys.readouterr().err
+
+
+def test_without_a_folder_to_stand_in_nothing_is_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    job = Submission(demo("corpus.uri=/videos", "output.uri=/index"))
+    tmp_path.rmdir()
+    with pytest.raises(UserError, match="is gone"):
+        job.entrypoint()
 
 
 class Busy:

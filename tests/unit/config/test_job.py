@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -338,3 +339,15 @@ def test_whole_numbers_and_floats_are_the_same_setting() -> None:
         return job.fingerprint("r")
 
     assert made(1) == made(1.0)
+
+
+def test_standard_input_is_utf8_whatever_the_locale(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "corpus: {uri: v}\noutput: {uri: o}\nmodel: {name: m}\nprompts: {caption: é}\n"
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode()), encoding="latin-1"))
+    assert load_config("-").prompts.caption == "é"
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"corpus: {ur: v}")))
+    with pytest.raises(UserError, match=r"configuration \(standard input\) is not valid"):
+        load_config("-")
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(UserError, match="which is closed"):
+        load_config("-")
