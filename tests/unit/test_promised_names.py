@@ -15,11 +15,14 @@ PROMISED = {
     "flashvid.frames": "VisionSettings frames_to_patches iterate_patches",
     "flashvid.models": "EncodedVideo LoadedModel Qwen25VLAdapter adapter_for load_model needs_saliency",
     "flashvid.models.shapes": "shape_of",
-    "flashvid.budget": "QWEN2_5_VL Estimate LanguageShape MemoryEstimate ModelShape PruningSchedule "
-    "UnitBudget VisionShape Workload compression_bytes config_for_baseline decode_flops estimate "
-    "frames_for_budget frames_that_fit head_flops inside_schedule kv_lengths_by_layer llm_ratio_for_budget mean_visual_tokens "
-    "patch_grid prefill_bytes prefill_flops_by_layer pruned_tokens pruning_schedule saliency_flops "
-    "schedule_for_baseline share_places unit_budget vision_chunk_bytes vision_flops visual_tokens",
+    "flashvid.budget": (
+        "QWEN2_5_VL Estimate LanguageShape MemoryEstimate ModelShape PruningSchedule UnitBudget "
+        "VisionShape Workload compression_bytes config_for_baseline decode_flops estimate "
+        "frames_for_budget frames_that_fit head_flops inside_schedule kv_lengths_by_layer "
+        "llm_ratio_for_budget mean_visual_tokens patch_grid prefill_bytes prefill_flops_by_layer "
+        "pruned_tokens pruning_schedule saliency_flops schedule_for_baseline share_places "
+        "unit_budget vision_chunk_bytes vision_flops visual_tokens"
+    ),
 }
 
 
