@@ -1,7 +1,7 @@
 """What does a video cost, before it is run?
 
 In: the shape of a model, the settings, the size of a workload. Out: visual tokens, decoder layers' lengths,
-FLOPs, bytes of device memory, and how many frames fit. Plain numbers, no tensors. Start with workload.py.
+FLOPs, bytes of device memory, and how many frames fit. Plain numbers, no tensors. Start with estimates.py.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         vision_chunk_bytes,
         vision_flops,
     )
+    from flashvid.budget.estimates import Estimate, Workload, estimate, frames_that_fit
     from flashvid.budget.grids import frames_for_budget, patch_grid, visual_tokens
     from flashvid.budget.schedule import (
         NO_PRUNING,
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
         schedule_for_baseline,
     )
     from flashvid.budget.shapes import QWEN2_5_VL, LanguageShape, ModelShape, VisionShape
-    from flashvid.budget.workload import Estimate, Workload, estimate, frames_that_fit
 else:
     __getattr__, __dir__, _ = lazy_loader.attach(
         __name__,
@@ -68,7 +68,7 @@ else:
                 "schedule_for_baseline",
             ],
             "shapes": ["LanguageShape", "ModelShape", "QWEN2_5_VL", "VisionShape"],
-            "workload": ["Estimate", "Workload", "estimate", "frames_that_fit"],
+            "estimates": ["Estimate", "Workload", "estimate", "frames_that_fit"],
         },
     )
 

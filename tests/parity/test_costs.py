@@ -11,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from flashvid import FlashVidConfig
-from flashvid.budget.workload import Estimate, Workload, estimate
+from flashvid.budget.estimates import Estimate, Workload, estimate
 from flashvid.frames import VisionSettings, frames_to_patches
 from flashvid.generation.answers import VideoInput
 from flashvid.generation.engine import Engine

@@ -15,7 +15,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from flashvid import FlashVidConfig, compress
 from flashvid.budget.costs import MemoryEstimate, compression_bytes, prefill_bytes, vision_chunk_bytes
-from flashvid.budget.workload import Workload, estimate
+from flashvid.budget.estimates import Workload, estimate
 from flashvid.frames import VisionSettings, iterate_patches
 from flashvid.models.encoded import EncodedVideo
 from flashvid.models.loading import load_model

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from flashvid import FlashVidConfig, arithmetic
 from flashvid.budget.costs import decode_flops, vision_flops
+from flashvid.budget.estimates import Workload, estimate, frames_that_fit
 from flashvid.budget.grids import patch_grid
 from flashvid.budget.schedule import (
     PruningSchedule,
@@ -23,7 +24,6 @@ from flashvid.budget.schedule import (
     schedule_for_baseline,
 )
 from flashvid.budget.shapes import QWEN2_5_VL
-from flashvid.budget.workload import Workload, estimate, frames_that_fit
 from flashvid.inside.saliency import received_attention
 from flashvid.models.registry import adapter_for
 from flashvid.models.shapes import shape_of
@@ -138,7 +138,7 @@ def test_a_model_that_does_not_fit_is_said_to() -> None:
 
 
 @pytest.mark.parametrize(("field", "value"), [("height", 0), ("prompts", 0), ("text_tokens", -1)])
-def test_workloads_below_one_are_refused(field: str, value: int) -> None:
+def test_estimatess_below_one_are_refused(field: str, value: int) -> None:
     sizes: dict[str, Any] = {"height": 28, "width": 28, field: value}
     with pytest.raises(ValueError, match=f"{field}={value} must be at least 1"):
         Workload(**sizes)
