@@ -260,8 +260,9 @@ def test_pushes_say_how_long_the_model_has_been_at_a_video(tmp_path: Path) -> No
     Worker("w", RUN, Listening(run), indexer, Pool(), lease_videos=4, decode_ahead=2).work()
     during = [seconds for seconds in said if seconds.busy_now]
     assert during, "one push at least came in the middle"
-    assert all(seconds.busy_with == make_ref(0).key and seconds.busy_now < 1.3 for seconds in during)
-    assert sum(seconds.gpu_busy for seconds in said) >= 1.3
+    took = sum(seconds.gpu_busy for seconds in said)
+    assert took >= 1.3
+    assert all(seconds.busy_with == make_ref(0).key and seconds.busy_now <= took for seconds in during)
     assert (said[-1].busy_now, said[-1].busy_with) == (0.0, None)
     run.finish()
 
