@@ -106,11 +106,14 @@ def submit_job(submission: Submission, address: str, *, wait: bool = True) -> in
 
     0 at once without ``wait``. Ctrl-C stops the job: 130. Raises UserError where nothing is submitted.
     """
-    entrypoint, runtime_env = submission.entrypoint(), submission.runtime_env()
+    options = {
+        "entrypoint": submission.entrypoint(),
+        "runtime_env": submission.runtime_env(),
+        "submission_id": submission.submission_id,
+    }
     client = _client(address)
-    options = {"entrypoint": entrypoint, "runtime_env": runtime_env}
     try:
-        job = _accepted(client, {**options, "submission_id": submission.submission_id})
+        job = _accepted(client, options)
     except (RuntimeError, ValueError) as error:  # a name taken twice, a working folder too large
         raise UserError(f"Ray at {address} did not take the job: {error}") from None
     print(f"submitted {job} to {address}", flush=True)

@@ -20,7 +20,6 @@ from tests import ROOT
 from tests.chaos.corpus import BAD_DECODERS
 
 __all__ = [
-    "ROOT",
     "Driver",
     "clean_environment",
     "end_tree",

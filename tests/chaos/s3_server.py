@@ -16,7 +16,8 @@ from urllib.request import urlopen
 import boto3
 import fsspec
 
-from tests.chaos.jobs import ROOT, wait_until
+from tests import ROOT
+from tests.chaos.jobs import wait_until
 
 __all__ = ["BUCKET", "S3Server", "credentials", "key_of", "s3_server"]
 

@@ -20,7 +20,8 @@ import numpy as np  # noqa: F401
 import pytest
 import torch
 
-from tests.mutations.planted import ROOT, Planted
+from tests import ROOT
+from tests.mutations.planted import Planted
 from tests.mutations.table import PLANTED
 
 _COPIED = ("flashvid", "tests", "pyproject.toml")

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
-__all__ = ["ROOT", "Planted"]
-
-ROOT = Path(__file__).resolve().parents[2]
+__all__ = ["Planted"]
 
 
 @dataclass(frozen=True)

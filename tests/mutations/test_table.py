@@ -7,7 +7,8 @@ from collections import Counter
 
 import pytest
 
-from tests.mutations.planted import ROOT, Planted
+from tests import ROOT
+from tests.mutations.planted import Planted
 from tests.mutations.table import PLANTED, STAGES
 
 
