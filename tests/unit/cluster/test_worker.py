@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.cluster import outbox
 from pipeline.cluster.backlog import LeasedVideo
 from pipeline.cluster.coordination import Coordination
-from pipeline.cluster.protocol import Message, Reply, Run
+from pipeline.cluster.protocol import Message, Reply, Run, WorkerSeconds
 from pipeline.cluster.worker import Worker
 from pipeline.errors import DecoderStartError, Reason, Stage, VideoError
 from pipeline.output.history import Key
@@ -113,6 +114,49 @@ class Job:
 
 def make_worker(run: Coordination, pool: Pool, indexer: Indexer) -> Worker:
     return Worker("w", RUN, run, indexer, pool, lease_videos=4, decode_ahead=2)
+
+
+class Heard:
+    """The real coordination, and a way to wait for what the worker's heartbeats make of it."""
+
+    def __init__(self, run: Coordination, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(outbox, "PUSH_SECONDS", 0.05)
+        self._run = run
+        self._told = threading.Event()
+        self.heard = threading.Event()
+        self.said: list[WorkerSeconds] = []
+
+    def register(self, worker_id: str) -> None:
+        self._run.register(worker_id)
+
+    def ready(self, worker_id: str) -> None:
+        self._run.ready(worker_id)
+
+    def exchange(self, worker_id: str, message: Message) -> Reply:
+        if self._told.is_set():
+            self.heard.set()  # the answer before this message has been looked at
+        self.said.append(message.seconds)
+        reply = self._run.exchange(worker_id, message)
+        if not reply.go_on:
+            self._told.set()
+        return reply
+
+    def leave(self, worker_id: str) -> None:
+        self._run.leave(worker_id)
+
+    def wait_until_heard(self) -> None:
+        """Until the worker knows that it was told to stop."""
+        assert self.heard.wait(60)
+
+    def worker(self, indexer: Indexer, pool: Pool) -> Worker:
+        return Worker("w", RUN, self, indexer, pool, lease_videos=4, decode_ahead=2)
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def fail_at(video_id: str, error: Exception) -> Callable[[VideoRef], None]:
@@ -215,62 +259,70 @@ def test_a_failed_summary_fails_the_video(tmp_path: Path) -> None:
     assert pool.cancelled == []
 
 
-def test_told_to_stop_in_the_middle_of_a_video_gives_it_back_without_half_a_row(tmp_path: Path) -> None:
+def test_told_to_stop_in_the_middle_of_a_video_gives_it_back_without_half_a_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run, pool = begin(tmp_path, 2), Pool(total=100)
+    heard = Heard(run, monkeypatch)
 
     def stop(_ref: VideoRef) -> None:
         if len(indexer.order) == 3:
             run.stop()
-            time.sleep(1.3)  # the outbox hears of it meanwhile
+            heard.wait_until_heard()
 
     indexer = Indexer()
     indexer.before = stop
-    make_worker(run, pool, indexer).work()
+    heard.worker(indexer, pool).work()
     assert len(indexer.order) == 3, "the call under way was the last"
     report = run.finish(interrupted=True)
     assert (report.counts.indexed, report.counts.failed, report.counts.pending) == (0, 0, 2)
     assert rows_in(tmp_path) == []
 
 
-def test_told_to_stop_while_waiting_for_frames_the_model_begins_nothing(tmp_path: Path) -> None:
+def test_told_to_stop_while_waiting_for_frames_the_model_begins_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Slow(Pool):
         def get(self, timeout_seconds: float) -> Decoded | None:
             run.stop()
-            time.sleep(1.1)  # the outbox hears of it meanwhile
+            heard.wait_until_heard()
             return super().get(timeout_seconds)
 
     run, indexer = begin(tmp_path, 2), Indexer()
-    make_worker(run, Slow(), indexer).work()
+    heard = Heard(run, monkeypatch)
+    heard.worker(indexer, Slow()).work()
     assert indexer.order == []
     assert run.finish(interrupted=True).counts.pending == 2
 
 
-def test_pushes_say_how_long_the_model_has_been_at_a_video(tmp_path: Path) -> None:
-    run, said = begin(tmp_path, 1), []
+def test_pushes_say_how_long_the_model_has_been_at_a_video(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = begin(tmp_path, 1)
+    heard = Heard(run, monkeypatch)
 
-    class Listening(Gone):
-        def exchange(self, worker_id: str, message: Message) -> Reply:
-            said.append(message.seconds)
-            return run.exchange(worker_id, message)
+    def busy(_ref: VideoRef) -> None:
+        wait_until(lambda: sum(bool(seconds.busy_now) for seconds in heard.said) >= 2)
 
-        def leave(self, worker_id: str) -> None:
-            run.leave(worker_id)
-
-    indexer = Indexer(lambda _ref: time.sleep(1.3))
-    Worker("w", RUN, Listening(run), indexer, Pool(), lease_videos=4, decode_ahead=2).work()
-    during = [seconds for seconds in said if seconds.busy_now]
-    assert during, "one push at least came in the middle"
-    took = sum(seconds.gpu_busy for seconds in said)
-    assert took >= 1.3
-    assert all(seconds.busy_with == make_ref(0).key and seconds.busy_now <= took for seconds in during)
-    assert (said[-1].busy_now, said[-1].busy_with) == (0.0, None)
+    heard.worker(Indexer(busy), Pool()).work()
+    during = [seconds for seconds in heard.said if seconds.busy_now]
+    took = sum(seconds.gpu_busy for seconds in heard.said)
+    assert during[0].busy_now < during[-1].busy_now <= took
+    assert {seconds.busy_with for seconds in during} == {make_ref(0).key}
+    assert (heard.said[-1].busy_now, heard.said[-1].busy_with) == (0.0, None)
     run.finish()
 
 
-def test_a_model_that_hangs_is_given_up_and_the_video_blamed(tmp_path: Path) -> None:
+def test_a_model_that_hangs_is_given_up_and_the_video_blamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The worker cannot know; what it says of itself lets the coordination end it."""
     run = begin(tmp_path, 1, "limits.generation_seconds=0.5", "limits.strikes=1")
-    make_worker(run, Pool(), Indexer(lambda _ref: time.sleep(1.5))).work()
+
+    def hang(_ref: VideoRef) -> None:
+        wait_until(lambda: run.status().workers == {"lost": 1})
+
+    Heard(run, monkeypatch).worker(Indexer(hang), Pool()).work()
     assert run.status().workers == {"lost": 1}
     run.finish()
     assert failures_in(tmp_path) == [("video-0", "generation_timeout", True)]
@@ -303,37 +355,37 @@ def test_a_decoder_that_does_not_start_is_no_videos_fault(tmp_path: Path) -> Non
     assert (counts.pending, counts.suspect, counts.leased, counts.failed) == (3, 0, 0, 0)
 
 
-def test_stops_at_once_when_told_and_gives_back(tmp_path: Path) -> None:
+def test_stops_at_once_when_told_and_gives_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = begin(tmp_path, 6)
-    stop = threading.Event()
+    heard = Heard(run, monkeypatch)
 
-    def stop_at_first(_ref: VideoRef) -> None:
-        if not stop.is_set():
-            run.stop()
-            stop.set()
-            time.sleep(1.5)  # the outbox hears of it meanwhile
+    def stop(_ref: VideoRef) -> None:
+        run.stop()
+        heard.wait_until_heard()
 
-    indexer = Indexer(stop_at_first)
-    make_worker(run, Pool(), indexer).work()
+    indexer = Indexer(stop)
+    heard.worker(indexer, Pool()).work()
     assert len(indexer.seen) == 1
     report = run.finish(interrupted=True)
     assert (report.exit_status, report.counts.indexed, report.counts.pending) == (130, 1, 5)
     assert len(rows_in(tmp_path)) == 1
 
 
-def test_heartbeats_and_seconds_flow_while_the_model_is_busy(tmp_path: Path) -> None:
-    run = begin(tmp_path, 1, "limits.worker_silence_seconds=1.5")
+def test_heartbeats_and_seconds_flow_while_the_model_is_busy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = begin(tmp_path, 1, "limits.worker_silence_seconds=2")
 
     def busy(_ref: VideoRef) -> None:
         for _ in range(5):
             time.sleep(0.5)
             run.watch()
 
-    make_worker(run, Pool(), Indexer(busy)).work()
+    Heard(run, monkeypatch).worker(Indexer(busy), Pool()).work()
     assert run.status().workers == {"left": 1}, "never taken for silent"
     totals = run.finish().totals
     assert totals.gpu_busy_seconds > 2.4
-    assert totals.gpu_wait_seconds < 1.0
+    assert totals.gpu_wait_seconds < totals.gpu_busy_seconds
 
 
 class Gone:
