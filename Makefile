@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-train demo-evaluate test chaos check format clean mutants bench bench-scale bench-saliency bench-generation
+.PHONY: help demo demo-train demo-evaluate test test-newest chaos check format clean mutants bench bench-scale bench-saliency bench-generation
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -31,6 +31,47 @@ demo-evaluate: $(STAMP)  ## measure the small model on held-out videos, as its c
 # Bytecode is kept whatever the environment says: hundreds of child processes would compile our modules again.
 test: $(STAMP)  ## run the test suite
 	@OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -m "not chaos" -n 3 --no-loadscope-reorder
+
+# The library with other versions of transformers, each in a venv of its own: the newest that is known to work
+# (constraints-newest.txt), then the oldest that pyproject.toml allows. NEWEST=1 takes whatever the index has
+# instead of the former, our own bound ignored: what has to pass before the bound is raised.
+NEWEST_VENV := .venv-newest$(if $(NEWEST),-index)
+OLDEST_VENV := .venv-oldest
+OLDEST := $(shell sed -n 's/.*"transformers>=\([0-9.]*\),.*/\1/p' pyproject.toml)
+LIBRARY_TESTS := tests/parity tests/golden tests/property tests/unit/inside tests/unit/generation tests/unit/compression
+
+# $(call library_venv,folder,pins): all as in constraints.txt but what is pinned otherwise.
+define library_venv
+	@echo "Setting up $(1)"
+	@$(PYTHON) -m venv $(1)
+	@grep -vE "^($$(printf '%s\n' $(2) | sed 's/==.*//' | paste -sd'|'))==" constraints.txt > $(1)/constraints.txt
+	@printf '%s\n' $(2) | grep -v '==$$' >> $(1)/constraints.txt
+	@$(1)/bin/pip install -qq --disable-pip-version-check -c $(1)/constraints.txt "torch==$$(sed -n 's/^torch==//p' constraints.txt)"
+	@$(1)/bin/pip install -qq --disable-pip-version-check -c $(1)/constraints.txt --editable . pytest pytest-xdist hypothesis
+endef
+
+# $(call library_tests,folder)
+define library_tests
+	@$(1)/bin/python -c 'import torch, transformers; print("transformers", transformers.__version__, "torch", torch.__version__)'
+	@OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(1)/bin/python -m pytest -n 2 -p no:cacheprovider $(LIBRARY_TESTS)
+endef
+
+.venv-newest/.installed: pyproject.toml constraints.txt constraints-newest.txt
+	$(call library_venv,.venv-newest,$(shell grep -v '^\#' constraints-newest.txt))
+	@touch $@
+
+.venv-newest-index/.installed: pyproject.toml constraints.txt
+	$(call library_venv,.venv-newest-index,transformers== tokenizers== huggingface_hub== safetensors==)
+	@touch $@
+
+$(OLDEST_VENV)/.installed: pyproject.toml constraints.txt
+	$(call library_venv,$(OLDEST_VENV),transformers==$(OLDEST).0 tokenizers== huggingface_hub==)
+	@touch $@
+
+test-newest: $(NEWEST_VENV)/.installed $(OLDEST_VENV)/.installed  ## test the library with the newest transformers and with the oldest
+	$(if $(NEWEST),@$(NEWEST_VENV)/bin/pip install -qq --disable-pip-version-check --upgrade transformers)
+	$(call library_tests,$(NEWEST_VENV))
+	$(call library_tests,$(OLDEST_VENV))
 
 mutants: $(STAMP)  ## plant a bug in each stage, one at a time, and expect the tests to notice (some minutes)
 	@$(BIN)/python -m tests.mutations

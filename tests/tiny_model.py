@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
+import pytest
 import torch
+from packaging.version import Version
 from tokenizers import Regex, Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import (
+    Cache,
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+)
 
 from flashvid.frames import VisionSettings
+from flashvid.inside.calls import library_version
 
 VISION = VisionSettings(min_pixels=28 * 28, max_pixels=168 * 168)
 SPECIAL = (
@@ -53,6 +62,19 @@ CHAT_TEMPLATE = (
     "{% elif part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+
+
+def cache_among(named: Mapping[str, Any]) -> Any:
+    """The key-value cache of an output or of a call's keywords, whatever its name; None for none."""
+    found = [value for value in named.values() if isinstance(value, Cache)]
+    assert len(found) <= 1
+    return found[0] if found else None
+
+
+def skip_where_refused(settings: Mapping[str, Any]) -> None:
+    """Before transformers 5.18 features go among the embeddings of the text, which takes a cache."""
+    if settings.get("use_cache") is False and library_version() < Version("5.18"):
+        pytest.skip("use_cache=False is refused with this version, as test_arguments.py shows")
 
 
 def tiny_model(

@@ -12,14 +12,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from packaging.version import Version
 from torch import Tensor
 
-from flashvid.inside import restore_prompt, without_hooks
+from flashvid.inside import UnknownCallError, library_version, restore_prompt, without_hooks
 
-__all__ = ["GREEDY", "Arguments", "check_arguments"]
+__all__ = ["GREEDY", "Arguments", "check_arguments", "check_embedded"]
+
+# Settings for which ``generate`` needs to have been given ids and no embeddings.
+_READ_THE_PROMPT = ("encoder_repetition_penalty", "encoder_no_repeat_ngram_size")
+
+# Before, the samples of a prompt were numbered one by one; since, by their prompt, as its beams always were.
+_NUMBERED_BY_PROMPT = Version("5.24.0.dev0")
 
 # Made here from input_ids and the pixel values.
-_OURS = ("inputs", "inputs_embeds", "position_ids", "past_key_values", "mm_encoder_outputs")
+_OURS = ("inputs", "inputs_embeds", "position_ids", "cache", "past_key_values", "mm_encoder_outputs")
 # What runs the model on other ids, or in other pieces, than the prompt that was prepared.
 _REFUSED: Mapping[str, str] = {
     "assistant_model": "assisted decoding crops caches by one length for all layers; leave it out",
@@ -71,11 +79,12 @@ class Arguments:
                 return found
         return None
 
-    def fitted(self, input_ids: Tensor, short: int) -> dict[str, Any]:
-        """Keywords for the model: ``input_ids`` (B, S) int64 is the caller's, ``short`` the prompt it gets.
+    def fitted(self, input_ids: Tensor, prompt: Tensor) -> dict[str, Any]:
+        """Keywords for the model; ``input_ids`` (B, S) int64: the caller's, ``prompt`` (B, S'): the model's.
 
         Raises ValueError for a max_length within the caller's prompt.
         """
+        short = prompt.shape[1]
         lengths = self._lengths(input_ids.shape[1], short)
         kwargs = {**self.given, **lengths}
         if (config := kwargs.get("generation_config")) is not None and lengths:
@@ -92,11 +101,13 @@ class Arguments:
             listed = criteria if isinstance(criteria, Sequence) else [criteria]
             kwargs["stopping_criteria"] = [_Criterion(one, whole) for one in listed]
         if (allowed := kwargs.get("prefix_allowed_tokens_fn")) is not None:
-            kwargs["prefix_allowed_tokens_fn"] = _Prefix(allowed, whole, self._samples())
+            kwargs["prefix_allowed_tokens_fn"] = _Prefix(allowed, whole, prompt, self._samples())
         return kwargs
 
     def _samples(self) -> int:
         """Sequences per prompt that ``generate`` numbers one by one; beams of a prompt share its number."""
+        if library_version() >= _NUMBERED_BY_PROMPT:
+            return 1
         return 1 if (self.value("num_beams") or 1) > 1 else self.value("num_return_sequences") or 1
 
     def _lengths(self, prompt: int, short: int) -> dict[str, int]:
@@ -130,6 +141,17 @@ def check_arguments(arguments: Arguments, *, pruned: bool) -> None:
     if pruned and kind not in (None, "dynamic"):
         rule = "'dynamic' while tokens are pruned inside the model; or set llm_retention_ratio=1"
         raise ValueError(f"cache_implementation={kind!r} must be {rule}")
+
+
+def check_embedded(arguments: Arguments) -> None:
+    """Raises ValueError for what transformers before 5.18 cannot do with features among the embeddings."""
+    for name in (*_READ_THE_PROMPT, "use_cache"):
+        value = arguments.value(name)
+        if (value is False) if name == "use_cache" else (value is not None):
+            raise ValueError(
+                f"{name}={value} cannot be given with transformers {library_version()}, in which "
+                "prompts with videos enter as embeddings; install transformers>=5.18 or leave it out"
+            )
 
 
 def _changed(config: Any, values: Mapping[str, Any]) -> Any:
@@ -189,14 +211,25 @@ class _Processor:
 class _Prefix:
     """A caller's ``prefix_allowed_tokens_fn``: called with the caller's ids, (S,) int64, of one sequence."""
 
-    def __init__(self, inner: Callable[[int, Tensor], list[int]], whole: _Whole, samples: int) -> None:
+    def __init__(
+        self, inner: Callable[[int, Tensor], list[int]], whole: _Whole, prompt: Tensor, samples: int
+    ) -> None:
         self._inner = inner
         self._whole = whole
+        self._prompt = prompt
         self._samples = samples
 
     def __call__(self, index: int, input_ids: Tensor) -> list[int]:
+        row = index // self._samples
+        short = self._prompt.shape[1]
+        if row >= len(self._prompt) or not torch.equal(input_ids[:short].cpu(), self._prompt[row].cpu()):
+            raise UnknownCallError(
+                f"transformers {library_version()} numbers the sequences that it gives to "
+                f"prefix_allowed_tokens_fn in a way that is not known here: {index} is not prompt {row}; "
+                "install a version that this package's requirements allow"
+            )
         with without_hooks():
-            return self._inner(index, self._whole.row(index // self._samples, input_ids))
+            return self._inner(index, self._whole.row(row, input_ids))
 
 
 class _Criterion:

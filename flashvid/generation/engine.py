@@ -27,7 +27,7 @@ from flashvid.generation.answers import (
     check_prompts,
     token_limits,
 )
-from flashvid.generation.arguments import GREEDY
+from flashvid.generation.arguments import GREEDY, Arguments, check_embedded
 from flashvid.generation.chat import VideoChat
 from flashvid.generation.reports import budget_tokens
 from flashvid.generation.timing import Clock, FirstToken
@@ -74,6 +74,8 @@ class Engine:
                     f"vision.{name}={getattr(vision, name)} but the model has "
                     f"{getattr(self._adapter, name)}; use the processor settings of the same checkpoint"
                 )
+        if not self._adapter.takes_features:
+            check_embedded(Arguments(GREEDY, model.generation_config))
         self._tokenizer = tokenizer
         self._config = config
         self._vision = vision
@@ -247,7 +249,7 @@ class Engine:
         rows: list[Tensor] = []
         for part, most in batches:
             fork = self._adapter.fork_cache(cache, len(part))
-            rows += self._generate(self._pad(part, prefix), most, past_key_values=fork)
+            rows += self._generate(self._pad(part, prefix), most, cache=fork)
         return rows, prefill_seconds, clock.lap()
 
     def _decode_pruned(

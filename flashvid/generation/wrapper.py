@@ -13,7 +13,7 @@ from torch import Tensor
 from flashvid.budget import NO_PRUNING, inside_schedule, mean_visual_tokens
 from flashvid.compression import CompressedVideo, check_config
 from flashvid.config import FlashVidConfig
-from flashvid.generation.arguments import Arguments, check_arguments
+from flashvid.generation.arguments import Arguments, check_arguments, check_embedded
 from flashvid.generation.reports import GenerationReport, VideoReport
 from flashvid.generation.rows import Row, RowReader, VisualInputs
 from flashvid.inside import PositionStyle, pad_prompts, prune_inside, restore_prompt
@@ -99,7 +99,7 @@ class FlashVidModel:
         Processors that ``generate`` makes itself, such as the one of ``no_repeat_ngram_size``, see the
         shortened prompt, padded with one of its own tokens. A processor given beside one of its kind that
         ``generate`` makes adds to it.
-        ``past_key_values``, hidden states and attentions are those of the shortened prompt, and from the
+        The cache, hidden states and attentions are those of the shortened prompt, and from the
         pruning layer on of its kept tokens, with each row's padding on the left.
 
         Raises ValueError for inputs that do not belong together, and for what is not supported: static
@@ -107,6 +107,8 @@ class FlashVidModel:
         """
         arguments = Arguments(generate_kwargs, self._model.generation_config)
         check_arguments(arguments, pruned=self._schedule is not None)
+        if not self._adapter.takes_features:
+            check_embedded(arguments)
         visual = VisualInputs(
             pixel_values_videos, video_grid_thw, second_per_grid_ts, pixel_values, image_grid_thw
         )
@@ -133,8 +135,7 @@ class FlashVidModel:
             pad_token_id=self._adapter.pad_token_id if pad is None else int(pad),
             device=self._adapter.device,
         )
-        short = batch.input_ids.shape[1]
-        kwargs = arguments.fitted(input_ids, short)
+        kwargs = arguments.fitted(input_ids, batch.input_ids)
         schedule = self._schedule
         inside = nullcontext() if schedule is None else prune_inside(self._adapter, batch, schedule)
         with inside:
@@ -146,7 +147,7 @@ class FlashVidModel:
                 images=[image for row in rows for image in row.images],
                 **kwargs,
             )
-        return restore_prompt(output, input_ids, short)
+        return restore_prompt(output, input_ids, batch.input_ids.shape[1])
 
     def _report(self, rows: list[Row]) -> GenerationReport:
         schedule = self._schedule or NO_PRUNING

@@ -12,6 +12,16 @@ from typing import TYPE_CHECKING
 import lazy_loader
 
 if TYPE_CHECKING:
+    from flashvid.inside.calls import (
+        UnknownCallError,
+        cache_name,
+        check_layer,
+        check_module,
+        forward_parameters,
+        hidden_of,
+        keyword,
+        library_version,
+    )
     from flashvid.inside.hooks import own_pre_hooks, without_hooks
     from flashvid.inside.positions import Grid, PositionStyle, VisionSpan, find_spans
     from flashvid.inside.prompt import (
@@ -29,6 +39,16 @@ else:
     __getattr__, __dir__, _ = lazy_loader.attach(
         __name__,
         submod_attrs={
+            "calls": [
+                "UnknownCallError",
+                "cache_name",
+                "check_layer",
+                "check_module",
+                "forward_parameters",
+                "hidden_of",
+                "keyword",
+                "library_version",
+            ],
             "hooks": ["own_pre_hooks", "without_hooks"],
             "positions": ["Grid", "PositionStyle", "VisionSpan", "find_spans"],
             "prompt": [
@@ -51,9 +71,17 @@ __all__ = [
     "PositionStyle",
     "PromptBatch",
     "ShortPrompt",
+    "UnknownCallError",
     "VisionSpan",
+    "cache_name",
+    "check_layer",
+    "check_module",
     "find_spans",
+    "forward_parameters",
+    "hidden_of",
+    "keyword",
     "last_query_attention",
+    "library_version",
     "own_pre_hooks",
     "pad_prompts",
     "pool_patches",

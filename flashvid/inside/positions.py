@@ -123,8 +123,8 @@ def mrope_positions(
 
     ``"trained"``: temporal = floor(unit * second_per_grid * tokens_per_second) in float32, text after an
     image or video starts at the maximum of all three axes + 1; generation goes on from the last position + 1.
-    ``"transformers"``: what 5.23's ``get_rope_index`` returns, for parity tests only. Raises ValueError for
-    another style.
+    ``"transformers"``: what ``get_rope_index`` returns from 5.18 on, for parity tests only. Raises
+    ValueError for another style.
     """
     if style not in ("trained", "transformers"):
         raise ValueError(f'positions {style!r} is unknown; use "trained" or "transformers"')

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from flashvid.budget import PruningSchedule, pruned_tokens
+from flashvid.inside.calls import cache_name, check_layer, hidden_of, keyword, only_known
 from flashvid.inside.hooks import own_pre_hooks
 from flashvid.inside.prompt import PromptBatch
 
@@ -118,9 +119,12 @@ def prune_inside(model: PrunableModel, batch: PromptBatch, schedule: PruningSche
     video tokens. Rows may stand several times in a pass, one after another, as beams and samples do. Only
     passes of this thread, begun inside the ``with``, are pruned. Raises ValueError for a layer outside [1,
     number of layers), for an attention implementation whose masks are unknown, and, in a pass, for prompts
-    that come in pieces (a cached beginning, chunks).
+    that come in pieces (a cached beginning, chunks); UnknownCallError for layers that take, or are given,
+    other arguments than are known here.
     """
     layers = model.decoder_layers
+    for layer in layers:
+        check_layer(layer)
     if not 1 <= schedule.layer < len(layers):
         raise ValueError(
             f"pruning layer={schedule.layer} must be in [1, {len(layers)}); it reads the attention of the "
@@ -152,10 +156,10 @@ class _Pruner:
 
     def choose(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before the attention of layer K-1: decide, once; afterwards only see what kind of pass it is."""
-        hidden = args[0] if args else kwargs["hidden_states"]
+        hidden = hidden_of(module, args, kwargs)
         prompt = self._visual.shape[1]
         if self._cut is None:
-            self._cut = self._decide(module, hidden, kwargs["position_embeddings"])
+            self._cut = self._decide(module, hidden, keyword(module, kwargs, "position_embeddings"))
         if hidden.shape[0] != len(self._cut.index):
             raise ValueError(
                 f"a pass of {hidden.shape[0]} rows after one of {len(self._cut.index)}; pruning inside the "
@@ -187,28 +191,30 @@ class _Pruner:
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Before layer K: the hidden states lose the dropped tokens, once for all further layers."""
         assert self._cut is not None  # `choose` runs first, in the layer before
-        hidden = args[0]
+        hidden = hidden_of(module, args, kwargs)
         if self._columns is not None:
             hidden = _gather(hidden, self._columns)
-        cache = kwargs.get("past_key_values")
+        cache = keyword(module, kwargs, cache_name(module))
         past = 0 if cache is None else int(cache.get_seq_length(self._schedule.layer))
         self._mask = attention_mask(
             self._cut.padding.to(hidden.device), hidden.shape[1], past, self._style, hidden.dtype
         )
-        return self.cut(module, (hidden, *args[1:]), kwargs)
+        others = {name: value for name, value in kwargs.items() if name != "hidden_states"}
+        return self.cut(module, (hidden,), others)
 
     def cut(
         self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Before every layer from K on: mask, rotary and text positions follow the hidden states."""
-        device = args[0].device
+        only_known(module, kwargs)
+        keyword(module, kwargs, "attention_mask")
+        rotary = keyword(module, kwargs, "position_embeddings")
+        device = hidden_of(module, args, kwargs).device
         kwargs = {**kwargs, "attention_mask": None if self._mask is None else self._mask.to(device)}
         if (columns := self._columns) is None:
             return args, kwargs
-        kwargs["position_embeddings"] = tuple(
-            _gather(part, columns) for part in kwargs["position_embeddings"]
-        )
-        if kwargs.get("position_ids") is not None:
+        kwargs["position_embeddings"] = tuple(_gather(part, columns) for part in rotary)
+        if keyword(module, kwargs, "position_ids") is not None:
             # Not the kept tokens' own numbers: flash attention takes a gap for the start of another sequence.
             kwargs["position_ids"] = torch.arange(columns.shape[1], device=device).expand(columns.shape)
         return args, kwargs

@@ -21,7 +21,19 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
 from transformers.utils.generic import is_flash_attention_requested
 from transformers.vision_utils import get_vision_window_index
 
-from flashvid.inside import MaskStyle, last_query_attention, own_pre_hooks, pool_patches, received_attention
+from flashvid.inside import (
+    MaskStyle,
+    cache_name,
+    check_layer,
+    check_module,
+    forward_parameters,
+    hidden_of,
+    keyword,
+    last_query_attention,
+    own_pre_hooks,
+    pool_patches,
+    received_attention,
+)
 from flashvid.models.encoded import EncodedVideo
 
 __all__ = ["EncodedVideo", "Qwen25VLAdapter"]
@@ -29,14 +41,25 @@ __all__ = ["EncodedVideo", "Qwen25VLAdapter"]
 # Patches that go through the vision tower at once: about 2 GB of activations in bfloat16 at 7B size.
 _PATCHES_PER_CHUNK = 32768
 
+# What the queries and keys that are recomputed here are made of.
+_ATTENTION_PARTS = ("q_proj", "k_proj", "v_proj", "o_proj")
+_TOWER_ATTENTION_PARTS = ("qkv", "proj")
+# From transformers 5.18 on; before, features are put among the embeddings of the text.
+_TAKES_FEATURES = "mm_encoder_outputs"
+
 _MASK_STYLES: dict[str, MaskStyle] = {"sdpa": "bool", "eager": "additive"}
 
 
 class Qwen25VLAdapter:
-    """Reads a ``Qwen2_5_VLForConditionalGeneration``; never changes it."""
+    """Reads a ``Qwen2_5_VLForConditionalGeneration``; never changes it.
+
+    Raises UnknownCallError where the model's modules have other arguments or parts than are known.
+    """
 
     def __init__(self, model: Any) -> None:
+        _check_modules(model.model)
         self.model = model
+        self._cache_name = cache_name(model)
         config = model.config
         self.image_token_id: int = config.image_token_id
         self.video_token_id: int = config.video_token_id
@@ -60,6 +83,11 @@ class Qwen25VLAdapter:
     def decoder_layers(self) -> nn.ModuleList:
         """The language model's layers, first to last."""
         return self.model.model.language_model.layers  # type: ignore[no-any-return]
+
+    @property
+    def takes_features(self) -> bool:
+        """Whether ``generate`` takes visual features beside the ids; else they go among the embeddings."""
+        return _TAKES_FEATURES in forward_parameters(self.model)
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
@@ -148,7 +176,12 @@ class Qwen25VLAdapter:
         )
 
         def watch(attention: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            received = _vision_saliency(attention, args[0], **kwargs)
+            received = _vision_saliency(
+                attention,
+                hidden_of(attention, args, kwargs),
+                keyword(attention, kwargs, "cu_seqlens"),
+                keyword(attention, kwargs, "position_embeddings"),
+            )
             found.append(pool_patches(received, self.merge_size**2, order))
 
         with own_pre_hooks([(visual.blocks[-1].attn, watch)]):
@@ -195,20 +228,21 @@ class Qwen25VLAdapter:
         *,
         videos: Sequence[Tensor] = (),
         images: Sequence[Tensor] = (),
+        cache: DynamicCache | None = None,
         **generate_kwargs: Any,
     ) -> Any:
         """The untouched ``model.generate`` with visual features and positions handed in.
 
         ``input_ids``, ``attention_mask`` (B, S), ``position_ids`` (4, B, S) int64; ``videos``, ``images``:
-        (K, D) each in the model's dtype, in the order of their placeholders.
+        (K, D) each in the model's dtype, in the order of their placeholders. ``cache``: of what comes before.
         """
-        encoded = _encoder_outputs(videos, images)
-        if encoded:
-            generate_kwargs["mm_encoder_outputs"] = encoded
+        if cache is not None:
+            generate_kwargs[self._cache_name] = cache
         return self.model.generate(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
+            **self._features(input_ids, videos, images),
             **generate_kwargs,
         )
 
@@ -219,15 +253,31 @@ class Qwen25VLAdapter:
         ``input_ids`` (1, S), ``position_ids`` (4, 1, S) int64; ``videos``: (K, D) each in the model's dtype.
         """
         cache = DynamicCache(config=self.model.config)
+        features = self._features(input_ids, videos, ())
         self.model(
-            input_ids=input_ids,
+            input_ids=None if "inputs_embeds" in features else input_ids,
             position_ids=position_ids,
-            past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
-            mm_encoder_outputs=_encoder_outputs(videos, ()),
+            **{self._cache_name: cache},
+            **features,
         )
         return cache
+
+    def _features(
+        self, input_ids: Tensor, videos: Sequence[Tensor], images: Sequence[Tensor]
+    ) -> dict[str, Any]:
+        """The keyword under which the model takes visual features: none without any."""
+        if not len(videos) and not len(images):
+            return {}
+        if self.takes_features:
+            return {_TAKES_FEATURES: _encoder_outputs(videos, images)}
+        embeddings = self.model.get_input_embeddings()(input_ids)
+        for token, parts in ((self.image_token_id, images), (self.video_token_id, videos)):
+            if len(parts):
+                there = (input_ids == token).unsqueeze(-1)
+                embeddings = embeddings.masked_scatter(there, torch.cat(list(parts)).to(embeddings))
+        return {"inputs_embeds": embeddings}
 
     @staticmethod
     def fork_cache(cache: DynamicCache, copies: int) -> DynamicCache:
@@ -239,6 +289,16 @@ class Qwen25VLAdapter:
         fork.layers = [copy.copy(layer) for layer in cache.layers]
         fork.batch_repeat_interleave(copies)
         return fork
+
+
+def _check_modules(model: Any) -> None:
+    """Before anything is hooked or recomputed. Raises UnknownCallError."""
+    for layer in model.language_model.layers:
+        check_layer(layer)
+        needed = ("hidden_states", "attention_mask", "position_ids", "position_embeddings")
+        check_module(layer.self_attn, (*needed, cache_name(layer.self_attn)), parts=_ATTENTION_PARTS)
+    tower = ("hidden_states", "cu_seqlens", "position_embeddings")
+    check_module(model.visual.blocks[-1].attn, tower, ("max_seqlen",), parts=_TOWER_ATTENTION_PARTS)
 
 
 def _encoder_outputs(videos: Sequence[Tensor], images: Sequence[Tensor]) -> dict[str, Any]:
@@ -255,7 +315,6 @@ def _vision_saliency(
     hidden: Tensor,
     cu_seqlens: Tensor,
     position_embeddings: tuple[Tensor, Tensor],
-    **_: Any,
 ) -> Tensor:
     """Received attention (patches,) of the last vision block, in the tower's window order."""
     qkv = attention.qkv(hidden).view(hidden.shape[0], 3, attention.num_heads, -1)

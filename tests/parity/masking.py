@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb
 
-from tests.tiny_model import VIDEO
+from tests.tiny_model import VIDEO, cache_among
 
 __all__ = ["causal", "full_map", "masked_instead"]
 
@@ -47,13 +47,21 @@ class _Oracle:
         self.padding: list[list[int]] = []
         self.hidden_columns: list[list[int]] = []
 
-    def see(self, model: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        """Before the model's first pass: which columns are padding, which video."""
+    def see_ids(self, embedding: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        """Before the first tokens are embedded: which columns are video."""
         if self.ids is None:
-            self.ids = kwargs["input_ids"].clone()
-            mask = kwargs.get("attention_mask")
-            mask = torch.ones_like(self.ids) if mask is None else mask
-            self.padding = [(row == 0).nonzero()[:, 0].tolist() for row in mask]
+            self.ids = args[0].clone()
+
+    def see_mask(self, model: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        """Before the language model's first pass: which columns are padding, in each copy of a prompt."""
+        if self.padding:
+            return
+        assert self.ids is not None
+        rows = kwargs["inputs_embeds"].shape[0]
+        self.ids = self.ids.repeat_interleave(rows // len(self.ids), 0)
+        mask = kwargs.get("attention_mask")
+        mask = torch.ones_like(self.ids) if mask is None else mask
+        self.padding = [(row == 0).nonzero()[:, 0].tolist() for row in mask]
 
     def rank(self, layer: Any, args: Any, kwargs: dict[str, Any]) -> None:
         """Before layer K-1 of the first pass."""
@@ -72,7 +80,7 @@ class _Oracle:
     def mask(self, index: int) -> Any:
         def hook(layer: Any, args: Any, kwargs: dict[str, Any]) -> Any:
             """Before each layer from K on."""
-            queries, cache = args[0].shape[1], kwargs.get("past_key_values")
+            queries, cache = args[0].shape[1], cache_among(kwargs)
             size = queries + (0 if cache is None else cache.get_seq_length(index))
             rows = [causal(columns, size)[-queries:] for columns in self.hidden_columns]
             mask = torch.stack(rows)[:, None].clamp(min=torch.finfo(args[0].dtype).min)
@@ -87,7 +95,11 @@ def masked_instead(model: Any, layer: int, ratio: float) -> Iterator[_Oracle]:
     oracle = _Oracle(layer, ratio)
     layers = model.model.language_model.layers
     with ExitStack() as stack:
-        hooks = [(model.model, oracle.see), (layers[layer - 1], oracle.rank)]
+        hooks = [
+            (model.get_input_embeddings(), oracle.see_ids),
+            (model.model.language_model, oracle.see_mask),
+            (layers[layer - 1], oracle.rank),
+        ]
         hooks += [(layers[index], oracle.mask(index)) for index in range(layer, len(layers))]
         for module, hook in hooks:
             stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)

@@ -20,7 +20,7 @@ from flashvid.generation.wrapper import flashvid
 from flashvid.models.loading import LoadedModel, load_model
 from flashvid.models.shapes import shape_of
 from tests import ROOT
-from tests.tiny_model import random_frames, tiny_model
+from tests.tiny_model import cache_among, random_frames, tiny_model
 
 DEMO = ROOT / "demo" / "model"
 VISION = VisionSettings(min_pixels=28 * 28, max_pixels=10**6)
@@ -105,7 +105,7 @@ def run(
             return_dict_in_generate=True,
             return_report=True,
         )
-    layers = output.past_key_values.layers
+    layers = cache_among(output).layers
     flops = {part: sum(by_op.values()) for part, by_op in counter.get_flop_counts().items()}
     whole = type(model).__name__  # the tower is called by itself, before the model
     return Counted(

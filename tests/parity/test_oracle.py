@@ -14,7 +14,7 @@ from flashvid.generation.wrapper import flashvid
 from flashvid.inside.positions import VisionSpan, mrope_positions
 from flashvid.models.registry import adapter_for
 from tests.parity.masking import full_map
-from tests.tiny_model import IMAGE, VIDEO, VISION, prompt_of, random_frames, tiny_model
+from tests.tiny_model import IMAGE, VIDEO, VISION, prompt_of, random_frames, skip_where_refused, tiny_model
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 NEW_TOKENS = 4
@@ -119,6 +119,7 @@ def masked_forward(
 def test_pruned_inside_equals_masked(
     attn_implementation: str, layer: int, ratio: float, use_cache: bool
 ) -> None:
+    skip_where_refused({"use_cache": use_cache})
     model = tiny_model(attn_implementation)
     schedule = PruningSchedule(layer, ratio)
     wrapped = flashvid(model, 1.0, pruning_layer=layer, llm_retention_ratio=ratio)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from packaging.version import Version
 from torch import Tensor
 
+from flashvid.inside.calls import library_version
 from flashvid.inside.positions import PositionStyle, find_spans, mrope_positions
 from flashvid.inside.prompt import token_types
 from tests.tiny_model import IMAGE, VIDEO, prompt_of, tiny_model
@@ -38,11 +40,17 @@ def both(name: str, style: PositionStyle) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("name", PROMPTS)
 def test_transformers_style_equals_the_library(name: str) -> None:
+    seconds = [seconds for _, seconds in PROMPTS[name][2]]
+    if library_version() < Version("5.18") and any(one % 1 for one in seconds):
+        pytest.skip("this version takes whole seconds only")
     ours, theirs = both(name, "transformers")
     assert torch.equal(ours, theirs)
 
 
 def test_trained_style_differs_where_the_library_is_wrong() -> None:
     ours, theirs = both("half seconds", "trained")
+    if library_version() < Version("5.18"):
+        assert not torch.equal(ours, theirs)
+        return
     assert torch.equal(ours[:, :485], theirs[:, :485])
     assert ours[0, -1] > theirs[0, -1]

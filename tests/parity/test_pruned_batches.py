@@ -11,9 +11,10 @@ from torch import Tensor
 from flashvid.budget.schedule import inside_schedule, kv_lengths_by_layer
 from flashvid.config import FlashVidConfig
 from flashvid.generation.wrapper import flashvid
+from flashvid.models.registry import adapter_for
 from tests.parity.masking import masked_instead
 from tests.parity.test_unwrapped import clip, inputs_of, picture
-from tests.tiny_model import IMAGE, VIDEO, prompt_of, tiny_model
+from tests.tiny_model import IMAGE, VIDEO, cache_among, prompt_of, skip_where_refused, tiny_model
 
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
 LAYER, RATIO = 3, 0.3
@@ -72,7 +73,7 @@ def visual_inputs() -> dict[str, Any]:
 def kv_lengths(output: Any) -> list[int]:
     """Entries of each layer's cache after the prompt."""
     new = len(output.logits)
-    return [layer.keys.shape[2] - (new - 1) for layer in output.past_key_values.layers]
+    return [layer.keys.shape[2] - (new - 1) for layer in cache_among(output).layers]
 
 
 def assert_equal(found: Any, wanted: Any) -> None:
@@ -88,6 +89,7 @@ def assert_equal(found: Any, wanted: Any) -> None:
 @pytest.mark.parametrize("attn_implementation", ["sdpa", "eager"])
 def test_every_mode_equals_masking(attn_implementation: str, mode: str) -> None:
     """Several videos in a prompt, videos beside images, text only, images only: one padded batch."""
+    skip_where_refused(MODES[mode])
     model = tiny_model(attn_implementation)
     ids, mask = padded(*ROWS)
     kwargs = {**STRUCTURED, **MODES[mode]}
@@ -138,6 +140,7 @@ def test_derived_layers_and_ratios_equal_masking(num_layers: int, beams: int) ->
 
 @pytest.mark.parametrize("mode", ["greedy", "without a cache", "beams", "several beams returned"])
 def test_every_row_is_what_it_is_alone(mode: str) -> None:
+    skip_where_refused(MODES[mode])
     model = tiny_model()
     ids, mask = padded(*ROWS)
     kwargs = {**PLAIN, **MODES[mode]}
@@ -161,6 +164,10 @@ def test_a_penalty_on_what_a_prompt_holds_does_not_see_padding() -> None:
     )
     assert not set(likely) & set(ROWS[1])
     kwargs = {**PLAIN, "encoder_repetition_penalty": 20.0, "pad_token_id": likely[1]}
+    if not adapter_for(model).takes_features:
+        with pytest.raises(ValueError, match=r"install transformers>=5\.18 or leave"):
+            wrapped.generate(ids, mask, **visual_inputs(), **kwargs)
+        return
     batch = wrapped.generate(ids, mask, **visual_inputs(), **kwargs)[:, ids.shape[1] :]
     alone = [
         wrapped.generate(torch.tensor([row]), **inputs, **kwargs)[:, len(row) :]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -77,6 +77,7 @@ def test_reordered_tokens_give_the_reordered_choice(
     method: SelectionMethod, clip: Clip, data: st.DataObject
 ) -> None:
     num_tokens = clip.features.shape[1]
+    assume(num_tokens > 2 or method != "attn_div_v2")  # two tokens tie where both go against their segment
     order = torch.tensor(data.draw(st.permutations(range(num_tokens))))
     count, lengths = draw_count(data, clip), [len(clip.features)]
     picks = select(clip, count, method, lengths)

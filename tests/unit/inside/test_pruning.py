@@ -14,11 +14,12 @@ from transformers.masking_utils import eager_mask, flash_attention_mask, sdpa_ma
 
 from flashvid.budget.schedule import PruningSchedule
 from flashvid.generation.wrapper import flashvid
+from flashvid.inside.calls import cache_name
 from flashvid.inside.prompt import PromptBatch
 from flashvid.inside.pruning import MaskStyle, attention_mask, plan_cut, prune_inside, select_tokens
 from flashvid.models.registry import adapter_for
 from tests.parity.test_pruned_batches import ROWS, padded, visual_inputs
-from tests.tiny_model import fingerprint, hooks_of, tiny_model
+from tests.tiny_model import cache_among, fingerprint, hooks_of, tiny_model
 
 VISUAL = torch.tensor([False, True, True, True, True, False, False])
 
@@ -157,9 +158,9 @@ def test_another_batch_afterwards_is_refused() -> None:
 def test_the_caches_shrink_from_the_pruning_layer_on() -> None:
     model = tiny_model()
     with pruning(model), torch.no_grad():
-        cache = model(torch.arange(10, 17)[None], use_cache=True).past_key_values
+        cache = cache_among(model(torch.arange(10, 17)[None], use_cache=True))
         assert [layer.keys.shape[2] for layer in cache.layers] == [7, 7, 5, 5, 5]
-        cache = model(torch.tensor([[20]]), past_key_values=cache, use_cache=True).past_key_values
+        cache = cache_among(model(torch.tensor([[20]]), **{cache_name(model): cache}, use_cache=True))
     assert [layer.keys.shape[2] for layer in cache.layers] == [8, 8, 6, 6, 6]
 
 
@@ -168,11 +169,11 @@ def test_of_the_copies_of_a_prompt_one_decides() -> None:
     model = tiny_model()
     ids = torch.stack((torch.arange(10, 17), torch.arange(20, 27)))
     with pruning(model), torch.no_grad():
-        both = model(ids, use_cache=True).past_key_values
+        both = cache_among(model(ids, use_cache=True))
     alone = []
     for row in ids:
         with pruning(model), torch.no_grad():
-            alone.append(model(row[None], use_cache=True).past_key_values)
+            alone.append(cache_among(model(row[None], use_cache=True)))
     keys = [cache.layers[2].keys for cache in alone]
     torch.testing.assert_close(both.layers[2].keys[:1], keys[0])
     assert float((both.layers[2].keys[1:] - keys[1]).abs().max()) > 1e-3  # it would have kept others
