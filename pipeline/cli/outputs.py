@@ -62,7 +62,7 @@ def export(
     ] = None,
     table: Table = "videos",
     latest: Annotated[
-        bool, typer.Option("--latest", help="One row per video: that of its newest version.")
+        bool, typer.Option("--latest", help="One row per video: the one that was committed last.")
     ] = False,
 ) -> None:
     """Write a table as one Parquet file, or print a DuckDB view of it.

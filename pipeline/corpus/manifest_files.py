@@ -126,7 +126,8 @@ def _check_columns(names: Sequence[str], uri: str, wanted: Wanted, where: str = 
 
 def _parquet_rows(file: IO[bytes], uri: str, wanted: Wanted) -> Iterator[Row]:
     _check_footer(file, uri)
-    table = pq.ParquetFile(file, buffer_size=_BUFFER_BYTES, pre_buffer=False)
+    checked = {"page_checksum_verification": True}  # pages that have no checksum are read as they are
+    table = pq.ParquetFile(file, buffer_size=_BUFFER_BYTES, pre_buffer=False, **checked)
     names = table.schema_arrow.names
     _check_columns(names, uri, wanted)
     columns = [name for name in names if name in wanted.all]

@@ -136,14 +136,15 @@ def to_bytes(index: ShardIndex) -> bytes:
     problem = index.problem and {"reason": index.problem.reason.value, "message": index.problem.message}
     metadata = {"flashvid.shard": json.dumps({"format": _FORMAT, "num": len(rows), "problem": problem})}
     target = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, _SCHEMA.with_metadata(metadata)), target, compression="zstd")
+    table = pa.Table.from_pylist(rows, _SCHEMA.with_metadata(metadata))
+    pq.write_table(table, target, compression="zstd", write_page_checksum=True)
     return target.getvalue()
 
 
 def from_bytes(data: bytes, num_bytes: int) -> ShardIndex | None:
     """The index that ``to_bytes`` wrote of a shard of so many bytes; None for anything else."""
     try:
-        table = pq.read_table(io.BytesIO(data))
+        table = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True).read()
         about = json.loads((table.schema.metadata or {})[b"flashvid.shard"])
         if not table.schema.equals(_SCHEMA) or about["format"] != _FORMAT or about["num"] != len(table):
             return None

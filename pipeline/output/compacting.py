@@ -17,6 +17,7 @@ from datetime import datetime, timezone
 import pyarrow.parquet as pq
 
 from pipeline.errors import PipelineError
+from pipeline.output.commit_order import COMMITS, described
 from pipeline.output.lock import hold
 from pipeline.output.merge_plan import Group, plan_groups, read_footers
 from pipeline.output.merge_records import (
@@ -29,7 +30,8 @@ from pipeline.output.merge_records import (
     retired_folders,
     write_merge,
 )
-from pipeline.output.parts import COMPRESSION, METADATA, open_part, row_groups
+from pipeline.output.parts import METADATA, WRITING, open_part, row_groups
+from pipeline.output.seals import seal_file
 from pipeline.output.status import existing_store
 from pipeline.output.store import FAILURES, OutputStore
 from pipeline.stores import exchange, stage, telling
@@ -87,7 +89,7 @@ def compact(
     min_parts: fewer small parts in a row are left as they are. keep_seconds: how long what was replaced is
     kept for readers that listed it before; the next compact or run then removes it.
     Memory: one row group of 64 MB or 10,000 rows, and the footers. Raises UserError where a run holds the
-    output, and where the disk is full.
+    output, where a part is damaged (it stays, and is not merged), and where the disk is full.
     """
     with telling(uri):
         return _compact(uri, table, target_rows, min_parts, keep_seconds)
@@ -112,7 +114,8 @@ def _compact_folder(
     store: OutputStore, folder: str, target_rows: int, min_parts: int, due_at: float
 ) -> FolderReport:
     before = store.parts(folder)
-    groups = plan_groups(read_footers(store, folder, before), target_rows, min_parts)
+    footers = read_footers(store, folder, before)
+    groups = plan_groups(footers, target_rows, min_parts, across=folder == FAILURES)
     if groups and not (store.storage.is_local and _exchange(store, folder, groups, due_at)):
         for group in groups:
             _replace(store, folder, group, due_at)
@@ -183,19 +186,21 @@ def _scratch(store: OutputStore, folder: str) -> str | None:
 
 
 def _merge(store: OutputStore, folder: str, group: Group, path: str) -> None:
-    """All rows of the parts, one after the other, into one local file, on disk when this returns."""
+    """All rows of the parts, one after the other, into one local file, on disk when this returns.
+
+    Raises UserError for a part that is damaged, be it where no value is.
+    """
     rows = 0
     with open_part(store.storage, folder, group.entries[0]) as first:
-        schema = first.schema_arrow.with_metadata(_metadata(first))
-    tables = (table for entry in group.entries for table in store.iter_part(folder, entry))
-    with pq.ParquetWriter(path, schema, compression=COMPRESSION) as writer:
+        schema = first.schema_arrow.with_metadata({**_metadata(first), COMMITS: described(group.commits)})
+    tables = (table for entry in group.entries for table in store.iter_part(folder, entry, whole=True))
+    with pq.ParquetWriter(path, schema, **WRITING) as writer:
         for table in row_groups(tables):
             writer.write_table(table.replace_schema_metadata(schema.metadata))
             rows += len(table)
     if rows != group.rows:
         raise PipelineError(f"{rows} rows instead of {group.rows} came together; nothing was replaced")
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
+    seal_file(path)
 
 
 def _metadata(first: pq.ParquetFile) -> dict[bytes, bytes]:

@@ -1,4 +1,7 @@
-"""``export``: a table as one Parquet file or as a DuckDB view, all rows or the newest of each video."""
+"""``export``: a table as one Parquet file or as a DuckDB view, all rows or the latest of each video.
+
+The latest is the one committed last: parts are in the order of commits, whatever the clocks of hosts said.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import UserError
 from pipeline.output.keyset import SortedDigests, digests_of
 from pipeline.output.merge_records import read_merges, replaced
-from pipeline.output.parts import COMPRESSION, map_parts, open_part, row_groups
+from pipeline.output.parts import WRITING, map_parts, open_part, row_groups
 from pipeline.output.schemas import video_schema
 from pipeline.output.status import existing_store
 from pipeline.output.store import FAILURES, OutputStore, again_if_merged
@@ -40,20 +43,19 @@ class ExportReport:
 
 @dataclass(frozen=True)
 class _Facts:
-    """What the first pass learns of one part; packed: 16 and 8 bytes a row."""
+    """What the first pass learns of one part; digests: 16 bytes a row."""
 
     rows: int
     schema: pa.Schema
     digests: bytes
-    at: bytes
 
 
 def export(uri: str, table: str, target: str, latest: bool = False) -> ExportReport:
     """Write a table as one Parquet file, local or on any fsspec address; it appears whole or not at all.
 
-    latest: of each video_id only the row made last; of two made at once the one committed later.
-    Memory: one row group, and about 80 bytes a row with ``latest``. Raises UserError for a target that lies
-    where readers would take it for a part of the output, and for a table without rows.
+    latest: of each video_id only the row committed last.
+    Memory: one row group, and about 60 bytes a row with ``latest``. Raises UserError for a target that lies
+    where readers would take it for a part of the output, for a table without rows, and for a damaged part.
     """
     with telling(uri):
         store = existing_store(uri, table)
@@ -70,15 +72,15 @@ def _export(store: OutputStore, target: str, latest: bool) -> ExportReport:
     facts = list(map_parts(lambda entry: _facts(store, entry, latest), entries))
     rows_read = sum(fact.rows for fact in facts)
     schema = _common_schema(store, [fact.schema for fact in facts])
-    mask = _newest(facts) if latest else np.ones(rows_read, np.bool_)
-    with _appearing(target) as path, pq.ParquetWriter(path, schema, compression=COMPRESSION) as writer:
+    mask = _last(facts) if latest else np.ones(rows_read, np.bool_)
+    with _appearing(target) as path, pq.ParquetWriter(path, schema, **WRITING) as writer:
         for rows in row_groups(_wanted(store, entries, mask, schema)):
             writer.write_table(rows)
     return ExportReport(target, int(mask.sum()), rows_read)
 
 
 def view_sql(uri: str, table: str, latest: bool = False) -> str:
-    """The statement that makes a DuckDB view of a table; with ``latest`` of the newest row of each video.
+    """The statement that makes a DuckDB view of a table; with ``latest`` of the last row of each video.
 
     A local table is given as a pattern, so the view goes on growing; elsewhere, and while parts of a merge
     wait for their removal, as the parts that count now: print it again after the next run or compact.
@@ -106,7 +108,7 @@ def _statement(table: str, files: str, latest: bool) -> str:
         f"{head}\nselect * exclude (filename, file_row_number) from read_parquet([\n    {files}\n"
         "], union_by_name = true, filename = true, file_row_number = true)\n"
         "qualify row_number() over (\n"
-        "    partition by video_id order by indexed_at desc, filename desc, file_row_number desc\n) = 1;"
+        "    partition by video_id order by filename desc, file_row_number desc\n) = 1;"
     )
 
 
@@ -142,24 +144,17 @@ def _entries(store: OutputStore) -> list[StoredFile]:
 
 
 def _facts(store: OutputStore, entry: StoredFile, latest: bool) -> _Facts:
-    with open_part(store.storage, store.table, entry) as part:
+    with open_part(store.storage, store.table, entry, whole=store.storage.is_local) as part:
         rows, schema = part.metadata.num_rows, part.schema_arrow.remove_metadata()
-    digests, at = b"", b""
-    for table in store.iter_part(store.table, entry, ("video_id", "indexed_at")) if latest else ():
-        digests += digests_of(table["video_id"])
-        at += table["indexed_at"].cast(pa.int64()).to_numpy().tobytes()
-    return _Facts(rows, schema, digests, at)
+    tables = store.iter_part(store.table, entry, ("video_id",)) if latest else ()
+    return _Facts(rows, schema, b"".join(digests_of(table["video_id"]) for table in tables))
 
 
-def _newest(facts: Sequence[_Facts]) -> NDArray[np.bool_]:
-    """For each row, in the order of the parts, whether it is the newest of its video: bool (rows,)."""
+def _last(facts: Sequence[_Facts]) -> NDArray[np.bool_]:
+    """For each row, in the order of the parts, whether it is the last of its video: bool (rows,)."""
     digests = SortedDigests(b"".join(fact.digests for fact in facts))
-    at = np.frombuffer(b"".join(fact.at for fact in facts), np.int64)[digests.order]
-    starts = digests.starts()
-    newest = np.repeat(np.maximum.reduceat(at, starts), np.diff(starts, append=len(at)))
-    last = np.maximum.reduceat(np.where(at == newest, np.arange(len(at)), -1), starts)
-    mask: NDArray[np.bool_] = np.zeros(len(at), np.bool_)
-    mask[digests.order[last]] = True
+    mask: NDArray[np.bool_] = np.zeros(len(digests), np.bool_)
+    mask[digests.order[np.append(digests.starts()[1:], len(digests)) - 1]] = True
     return mask
 
 

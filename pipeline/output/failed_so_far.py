@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import Reason, UserError
+from pipeline.output.commit_order import COMMITTED_AT, Made
 from pipeline.output.history import History
 from pipeline.output.keyset import Key, KeySet, SortedDigests, digests_of
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ATTEMPT_COLUMNS",
+    "FAILED_AT",
     "FINAL_COLUMNS",
     "Attempts",
     "FailedSoFar",
@@ -27,12 +29,12 @@ __all__ = [
     "attempts_of",
     "finals_of",
     "last_words",
-    "microseconds",
     "of_table",
 ]
 
 ATTEMPT_COLUMNS = ("video_id", "version", "fingerprint", "reason", "is_final", "attempt", "details")
 FINAL_COLUMNS = (*ATTEMPT_COLUMNS, "failed_at")
+FAILED_AT = Made("failed_at")
 
 _REASONS = tuple(Reason)
 _NAMES = pa.array([reason.value for reason in _REASONS])
@@ -57,7 +59,7 @@ class Attempts:
 class Finals:
     """Final failures in the order they were recorded, as packed columns: 45 bytes each.
 
-    keys: digests of (video_id, version). videos: digests of the id. at: int64, microseconds.
+    keys: digests of (video_id, version). videos: digests of the id. at: int64, microseconds, the commits.
     """
 
     keys: bytes = b""
@@ -182,7 +184,7 @@ def attempts_of(rows: pa.Table, fingerprint: str, table: str) -> Attempts:
 
 
 def finals_of(rows: pa.Table, fingerprint: str, table: str) -> Finals:
-    """The final failures among rows of failures (FINAL_COLUMNS) that are of one job and table."""
+    """The final failures among dated rows of failures (FINAL_COLUMNS) that are of one job and table."""
     mine = rows.filter(pc.and_(pc.equal(rows["fingerprint"], fingerprint), of_table(rows, table)))
     mine = mine.filter(mine["is_final"])
     return Finals(
@@ -190,15 +192,15 @@ def finals_of(rows: pa.Table, fingerprint: str, table: str) -> Finals:
         digests_of(mine["video_id"]),
         _reasons(mine),
         mine["attempt"].to_numpy().astype(np.int32).tobytes(),
-        microseconds(mine["failed_at"]),
+        mine[COMMITTED_AT].to_numpy().tobytes(),
     )
 
 
 def last_words(videos: bytes | bytearray, at: bytes | bytearray, finals: Finals, made: bytes) -> LastWords:
     """Put rows and final failures of a table together, video by video.
 
-    videos, at: of each row the digest of its id, and when it was made (int64, microseconds). made: for each
-    final failure whether its very version has a row; then it is forgotten.
+    videos, at: of each row the digest of its id, and when it was committed (int64, microseconds). made: for
+    each final failure whether its very version has a row; then it is forgotten.
     """
     keys = SortedDigests(finals.keys)
     order = _by_attempt(keys.order, keys.starts(), np.frombuffer(finals.numbers, np.int32))
@@ -213,19 +215,13 @@ def last_words(videos: bytes | bytearray, at: bytes | bytearray, finals: Finals,
     starts = digests.starts()
     if not len(starts):
         return LastWords(0, {}, 0)
-    rank = 2 * when + (number == _NONE)  # of two said at once the row counts
+    rank = 2 * when + (number == _NONE)  # of two at once, which old outputs may have, the row counts
     newest = np.repeat(np.maximum.reduceat(rank, starts), np.diff(starts, append=len(rank)))
     said = number[np.maximum.reduceat(np.where(rank == newest, np.arange(len(rank)), -1), starts)]
     counts = np.bincount(said[said != _NONE], minlength=len(_REASONS))
     by_reason = {reason: int(count) for reason, count in zip(_REASONS, counts, strict=True) if count}
     failed = dict(sorted(by_reason.items(), key=lambda item: -item[1]))
     return LastWords(len(starts) - int(counts.sum()), failed, len(last) - int(counts.sum()))
-
-
-def microseconds(column: pa.ChunkedArray) -> bytes:
-    """Times as int64, microseconds since the epoch; 0 where there is none."""
-    numbers = pc.fill_null(column.cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()), 0)
-    return bytes(numbers.to_numpy().tobytes())
 
 
 def _reasons(rows: pa.Table) -> bytes:

@@ -154,7 +154,7 @@ def _is_needed(merge: Merge, merges: Iterable[Merge]) -> bool:
 def _check_whole(storage: Storage, merge: Merge) -> None:
     """Look into the new part before what it replaces is deleted."""
     (entry,) = (entry for entry in storage.files(merge.folder) if entry.name == merge.part)
-    with open_part(storage, merge.folder, entry) as part:
+    with open_part(storage, merge.folder, entry, whole=True) as part:
         if part.metadata.num_rows != merge.rows:
             path, rows = storage.path(f"{merge.folder}/{merge.part}"), part.metadata.num_rows
             raise UserError(

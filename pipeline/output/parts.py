@@ -8,40 +8,49 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from operator import itemgetter
 from typing import Any, Generic, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import UserError
+from pipeline.errors import PipelineError, UserError
+from pipeline.output.commit_order import COMMITS, Commit, Made, commits_of, dated, described
 from pipeline.output.keyset import valid_text
 from pipeline.output.schemas import FAILURE_SCHEMA, VIDEO_SCHEMA
+from pipeline.output.seals import look_at_seal, seal_bytes
 from pipeline.records import Answer, Failure, Segment, VideoRow
 from pipeline.stores import Storage, StoredFile
 
 __all__ = [
-    "COMPRESSION",
+    "CHECKED",
     "METADATA",
-    "PART_PATTERN",
+    "WRITING",
+    "Part",
     "PartBuffer",
     "PartGoneError",
     "encode_failures",
     "encode_rows",
     "encode_table",
+    "find_damage",
     "iter_part",
     "map_parts",
     "open_part",
     "row_groups",
+    "tables_of",
 ]
 
-COMPRESSION = "zstd"
-PART_PATTERN = r"part-[0-9TZ]+-[0-9a-f]+\.parquet"
+WRITING: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
+CHECKED: dict[str, Any] = {"page_checksum_verification": True}  # pages read as they are where they have none
 _WHOLE_BYTES = 8 * 2**20  # below this a remote part is fetched in one request, whatever columns are wanted
 METADATA = b"flashvid"  # key of what a part says about itself
 _ROW_GROUP_ROWS = 10_000
 _ROW_GROUP_BYTES = 64 * 2**20  # whichever comes first: what a merge holds in memory
+_CHANGED = {
+    "footer": "its footer is not what was written",
+    "body": "a header of a page, or what lies between pages, is not what was written",
+}
 _READERS = 8  # parts read at once; bounds memory at that many row groups
 
 T = TypeVar("T")
@@ -88,9 +97,10 @@ class PartBuffer(Generic[T]):
         return taken
 
 
-def encode_rows(rows: Sequence[VideoRow], schema: pa.Schema) -> bytes:
+def encode_rows(rows: Sequence[VideoRow], schema: pa.Schema, at_us: int | None = None) -> bytes:
     """Rows as one zstd Parquet file of exactly the given schema (``schemas.video_schema``).
 
+    ``at_us``: when they are committed, microseconds since the epoch; None: the part does not say.
     Text that is not valid Unicode (file names on Linux may hold any bytes) is written with replacement marks.
     Raises pyarrow.ArrowInvalid for a value the schema does not take.
     """
@@ -99,10 +109,10 @@ def encode_rows(rows: Sequence[VideoRow], schema: pa.Schema) -> bytes:
     if extra:
         records = [{**dict.fromkeys(extra), **record, **dict(record["extra"])} for record in records]
     names = ["indexed_at_us" if name == "indexed_at" else name for name in schema.names]
-    return encode_table(_table(records, names, schema))
+    return encode_table(_table(records, names, schema), at_us)
 
 
-def encode_failures(failures: Sequence[Failure]) -> bytes:
+def encode_failures(failures: Sequence[Failure], at_us: int | None = None) -> bytes:
     """Failed attempts as one zstd Parquet file of FAILURE_SCHEMA; as ``encode_rows``."""
     records = [
         {
@@ -114,18 +124,23 @@ def encode_failures(failures: Sequence[Failure]) -> bytes:
         for failure in failures
     ]
     names = ["failed_at_us" if name == "failed_at" else name for name in FAILURE_SCHEMA.names]
-    return encode_table(_table(records, names, FAILURE_SCHEMA))
+    return encode_table(_table(records, names, FAILURE_SCHEMA), at_us)
 
 
-def encode_table(table: pa.Table) -> bytes:
-    """A table as one Parquet file; fingerprint and run of its first row go into the file's metadata."""
-    described = table.replace_schema_metadata({METADATA: _described(table)})
+def encode_table(table: pa.Table, at_us: int | None = None) -> bytes:
+    """A table as one Parquet file with checksums and seal; ``at_us`` as for ``encode_rows``.
+
+    Fingerprint and run of its first row go into the file's metadata.
+    """
+    metadata = {METADATA: _origin(table)}
+    if at_us is not None:
+        metadata[COMMITS] = described([Commit(at_us, len(table))])
     sink = pa.BufferOutputStream()
-    pq.write_table(described, sink, compression=COMPRESSION)
-    return bytes(sink.getvalue())
+    pq.write_table(table.replace_schema_metadata(metadata), sink, **WRITING)
+    return seal_bytes(sink.getvalue().to_pybytes())
 
 
-def _described(table: pa.Table) -> bytes:
+def _origin(table: pa.Table) -> bytes:
     first = table.select([name for name in ("fingerprint", "run_id") if name in table.schema.names]).slice(
         0, 1
     )
@@ -164,19 +179,29 @@ def _column(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), structs, type=kind)
 
 
-@contextmanager
-def open_part(storage: Storage, folder: str, entry: StoredFile) -> Iterator[pq.ParquetFile]:
-    """The part, read by range where that is cheaper than whole.
+class Part(pq.ParquetFile):  # type: ignore[misc]
+    """A part that is open. ``is_sealed``: its bytes can be told from others: see seals.py."""
 
-    Raises UserError that names an unreadable one (also while it is read), PartGoneError for one that is gone.
+    is_sealed = False
+
+
+@contextmanager
+def open_part(storage: Storage, folder: str, entry: StoredFile, *, whole: bool = False) -> Iterator[Part]:
+    """The part, read by range where that is cheaper than whole; what is read of it is held to its checksums.
+
+    whole: look at every byte first, not only at the footer.
+    Raises UserError that names an unreadable or damaged one (also while it is read) and where the damage is,
+    PartGoneError for one that is gone.
     """
     name = f"{folder}/{entry.name}"
     try:
-        if storage.is_local or entry.num_bytes > _WHOLE_BYTES:
-            with storage.open(name, entry.num_bytes) as file:
-                yield pq.ParquetFile(file)
-        else:
-            yield pq.ParquetFile(io.BytesIO(storage.read_range(name, 0, entry.num_bytes)))
+        with _opened(storage, name, entry) as file:
+            seal = look_at_seal(file, entry.num_bytes, whole or isinstance(file, io.BytesIO))
+            if seal not in ("sound", "none"):
+                raise pa.ArrowInvalid(_CHANGED[seal])
+            part = Part(file, **CHECKED)
+            part.is_sealed = seal == "sound"
+            yield part
     except FileNotFoundError:
         raise PartGoneError(
             f"part {storage.path(name)!r} is not there any more: the parts were merged or removed while they "
@@ -185,23 +210,86 @@ def open_part(storage: Storage, folder: str, entry: StoredFile) -> Iterator[pq.P
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # of the machine; pyarrow's own have none
             raise UserError(f"cannot read part {storage.path(name)!r}: {error}") from None
-        raise _unreadable(storage.path(name), error) from None
+        where = None
+        with suppress(OSError, PipelineError):
+            where = find_damage(storage, folder, entry)
+        raise _unreadable(storage.path(name), where or error) from None
+
+
+@contextmanager
+def _opened(storage: Storage, name: str, entry: StoredFile) -> Iterator[Any]:
+    if storage.is_local or entry.num_bytes > _WHOLE_BYTES:
+        with storage.open(name, entry.num_bytes) as file:
+            yield file
+    else:
+        yield io.BytesIO(storage.read_range(name, 0, entry.num_bytes))
+
+
+def find_damage(storage: Storage, folder: str, entry: StoredFile) -> str | None:
+    """Which row group and column of a part cannot be read, or what else is damaged; None where nothing is.
+
+    Reads all of it. Raises what reading the store raises.
+    """
+    with _opened(storage, f"{folder}/{entry.name}", entry) as file:
+        seal = look_at_seal(file, entry.num_bytes, whole=True)
+        if seal == "footer":
+            return _CHANGED[seal]
+        try:
+            part = pq.ParquetFile(file, **CHECKED)
+        except (pa.ArrowException, OSError):
+            return None  # no Parquet at all: pyarrow's own words say more
+        places = ((group, name) for group in range(part.num_row_groups) for name in part.schema_arrow.names)
+        for group, column in places:
+            try:
+                part.read_row_group(group, columns=[column])
+            except (pa.ArrowException, OSError) as error:
+                return f"row group {group}, column {column!r} is damaged: {error}"
+    return _CHANGED.get(seal)
 
 
 def iter_part(
-    storage: Storage, folder: str, entry: StoredFile, columns: Sequence[str] | None = None
+    storage: Storage,
+    folder: str,
+    entry: StoredFile,
+    columns: Sequence[str] | None = None,
+    *,
+    whole: bool = False,
+    made: Made | None = None,
 ) -> Iterator[pa.Table]:
     """The wanted columns of a part (None: all), one row group after the other.
 
+    whole: as for ``open_part``. made: with a column more that says when each row was committed.
     Raises UserError that names the part where it cannot be read or lacks a column.
     """
-    with open_part(storage, folder, entry) as part:
+    with open_part(storage, folder, entry, whole=whole) as part:
         lacking = [name for name in columns or () if name not in part.schema_arrow.names]
         if lacking:
             path = storage.path(f"{folder}/{entry.name}")
             raise _unreadable(path, f"it has no column {lacking[0]!r}")
-        for number in range(part.num_row_groups):
-            yield part.read_row_group(number, columns=list(columns) if columns is not None else None)
+        yield from tables_of(part, entry, columns, made)
+
+
+def tables_of(
+    part: Part, entry: StoredFile, columns: Sequence[str] | None = None, made: Made | None = None
+) -> Iterator[pa.Table]:
+    """As ``iter_part``, of a part that is open and has the columns."""
+    tables = _row_groups_of(part, columns)
+    if made is None:
+        return tables
+    return dated(tables, commits_of(part.schema_arrow.metadata, entry.name, part.metadata.num_rows), made)
+
+
+def _row_groups_of(part: pq.ParquetFile, columns: Sequence[str] | None) -> Iterator[pa.Table]:
+    """Each row group, with as many rows as the footer says."""
+    left = part.metadata.num_rows
+    for number in range(part.num_row_groups):
+        table = part.read_row_group(number, columns=list(columns) if columns is not None else None)
+        left -= len(table)
+        if len(table) != part.metadata.row_group(number).num_rows or left < 0:
+            raise pa.ArrowInvalid(f"row group {number} has {len(table)} rows: the footer says otherwise")
+        yield table
+    if left:
+        raise pa.ArrowInvalid(f"{left} rows that the footer counts are in no row group")
 
 
 def row_groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:

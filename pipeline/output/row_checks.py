@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import Reason, Stage, UserError
-from pipeline.output.failed_so_far import microseconds, of_table
+from pipeline.output.commit_order import COMMITTED_AT, Made
+from pipeline.output.failed_so_far import of_table
 from pipeline.output.keyset import KeySet, SortedDigests, digests_of
-from pipeline.output.parts import PartGoneError, map_parts, open_part
+from pipeline.output.parts import PartGoneError, map_parts, open_part, tables_of
 from pipeline.output.schemas import FAILURE_SCHEMA
 from pipeline.output.store import FAILURES, OutputStore
 from pipeline.stores import StoredFile
@@ -45,7 +46,10 @@ _ADDED_LATER = frozenset({"visual_tokens_budget"})  # columns that earlier relea
 
 @dataclass
 class Findings:
-    """What verifying gathers. ``finals_by_run``: by (run_id, fingerprint)."""
+    """What verifying gathers.
+
+    finals_by_run: by (run_id, fingerprint). unsealed: parts that have no seal.
+    """
 
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -53,6 +57,7 @@ class Findings:
     rows_by_fingerprint: Counter[str] = field(default_factory=Counter)
     finals_by_run: Counter[tuple[str, str]] = field(default_factory=Counter)
     parts: int = 0
+    unsealed: int = 0
     attempts: int = 0
     failed: int = 0
 
@@ -70,10 +75,10 @@ class Findings:
 
 @dataclass(frozen=True)
 class RowIndex:
-    """Which videos have a row, and since when. indexed_at: int64 (N,), microseconds, in the set's order."""
+    """Which videos have a row, and since when. committed_at: int64 (N,), microseconds, in the set's order."""
 
     keys: KeySet
-    indexed_at: NDArray[np.int64]
+    committed_at: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,7 @@ class _Pass:
     folder: str
     schema: pa.Schema
     columns: tuple[str, ...]
+    made: Made
     gather: Callable[[pa.Table, _Facts], None]
 
 
@@ -100,14 +106,16 @@ class _Facts:
     unknown: set[str] = field(default_factory=set)
     drift: list[str] = field(default_factory=list)
     problem: str | None = None
+    is_sealed: bool = True
 
 
 def check_rows(store: OutputStore, schema: pa.Schema, found: Findings) -> RowIndex:
-    """No video twice, one schema, all parts readable; the index of what is there."""
+    """No video twice, one schema, all parts readable and undamaged; the index of what is there."""
     raw, at = bytearray(), bytearray()
     entries = store.parts(store.table)
     found.parts = len(entries)
-    for facts in _read(store, _Pass(store.table, schema, _ROW_COLUMNS, _row_facts), entries, found):
+    what = _Pass(store.table, schema, _ROW_COLUMNS, Made("indexed_at"), _row_facts)
+    for facts in _read(store, what, entries, found):
         raw += facts.digests
         at += facts.at
         found.rows_by_run.update(facts.counts)
@@ -132,7 +140,7 @@ def _row_facts(table: pa.Table, facts: _Facts) -> None:
     ]
     facts.drift += [text for text in empty if text not in facts.drift]
     facts.digests += digests_of(*(table[name] for name in _KEY))
-    facts.at += microseconds(table["indexed_at"])
+    facts.at += table[COMMITTED_AT].to_numpy().tobytes()
     facts.counts.update(_counted(table["run_id"]))
     facts.fingerprints.update(_counted(table["fingerprint"]))
 
@@ -142,7 +150,9 @@ def check_failures(store: OutputStore, rows: RowIndex, fingerprint: str | None, 
     raw, in_run, at, mine, unknown = bytearray(), bytearray(), bytearray(), bytearray(), set[str]()
     entries = store.parts(FAILURES)
     gather = partial(_final_facts, name=store.table, fingerprint=fingerprint)
-    for facts in _read(store, _Pass(FAILURES, FAILURE_SCHEMA, _FAILURE_COLUMNS, gather), entries, found):
+    failed = Made("failed_at", earliest=True)  # commits that are not known: in case of doubt, no problem
+    what = _Pass(FAILURES, FAILURE_SCHEMA, _FAILURE_COLUMNS, failed, gather)
+    for facts in _read(store, what, entries, found):
         raw += facts.digests
         in_run += facts.in_run
         at += facts.at
@@ -158,7 +168,7 @@ def check_failures(store: OutputStore, rows: RowIndex, fingerprint: str | None, 
     found.several("videos that failed for good twice in one run", names, len(twice))
     finals = SortedDigests(raw)
     places = rows.keys.places(finals)
-    since = np.where(places >= 0, rows.indexed_at[places] if len(rows.keys) else 0, np.iinfo(np.int64).max)
+    since = np.where(places >= 0, rows.committed_at[places] if len(rows.keys) else 0, np.iinfo(np.int64).max)
     late = _only(finals, np.flatnonzero(since <= np.frombuffer(at, np.int64)[finals.order]))
     names = _names(store, FAILURES, entries, _KEY, wanted=late)
     found.several("videos that failed for good after they were indexed", names, len(late))
@@ -177,7 +187,7 @@ def _final_facts(table: pa.Table, facts: _Facts, *, name: str, fingerprint: str 
     facts.in_run += digests_of(*(finals[column] for column in _KEY_IN_RUN))
     mine = finals.filter(of_table(finals, name))
     facts.digests += digests_of(*(mine[column] for column in _KEY))
-    facts.at += microseconds(mine["failed_at"])
+    facts.at += mine[COMMITTED_AT].to_numpy().tobytes()
     is_mine = pc.equal(mine["fingerprint"], fingerprint or "")
     facts.mine += is_mine.to_numpy().astype(np.bool_).tobytes()
 
@@ -185,18 +195,23 @@ def _final_facts(table: pa.Table, facts: _Facts, *, name: str, fingerprint: str 
 def _read(
     store: OutputStore, what: _Pass, entries: Sequence[StoredFile], found: Findings
 ) -> Iterator[_Facts]:
-    """What each part says, as it is read; unreadable parts and other schemas go to the findings."""
+    """What each part says, as it is read; damaged parts and other schemas go to the findings.
+
+    All bytes are looked at: by the seal, and where a part has none by reading every column.
+    """
     drifted: dict[str, list[str]] = {}
 
     def read(entry: StoredFile) -> _Facts:
         facts = _Facts()
         try:
-            with open_part(store.storage, what.folder, entry) as part:
-                there = part.schema_arrow
-            facts.drift = _drift(there, what.schema)
-            if not set(what.columns) - set(there.names):
-                for table in store.iter_part(what.folder, entry, what.columns):
-                    what.gather(table, facts)
+            with open_part(store.storage, what.folder, entry, whole=True) as part:
+                facts.is_sealed, there = part.is_sealed, part.schema_arrow
+                facts.drift = _drift(there, what.schema)
+                is_complete = not set(what.columns) - set(there.names)
+                columns = what.columns if part.is_sealed and is_complete else None
+                for table in tables_of(part, entry, columns, what.made if is_complete else None):
+                    if is_complete:
+                        what.gather(table, facts)
         except PartGoneError:
             raise
         except UserError as error:
@@ -208,6 +223,7 @@ def _read(
             found.problems.append(facts.problem)
         for text in facts.drift:
             drifted.setdefault(text, []).append(entry.name)
+        found.unsealed += not facts.is_sealed
         yield facts
     for text, names in drifted.items():
         _tell_drift(what.folder, text, names, found)

@@ -12,13 +12,14 @@ import pyarrow.compute as pc
 
 from pipeline.errors import UserError
 from pipeline.output.binding import read_json
+from pipeline.output.commit_order import COMMITTED_AT, Made, microseconds
 from pipeline.output.failed_so_far import (
+    FAILED_AT,
     FINAL_COLUMNS,
     Finals,
     LastWords,
     finals_of,
     last_words,
-    microseconds,
 )
 from pipeline.output.keyset import KeySet, SortedDigests, digests_of
 from pipeline.output.lock import Holder, read_holder
@@ -41,6 +42,7 @@ __all__ = [
 ]
 
 _ROW_COLUMNS = ("video_id", "version", "fingerprint", "indexed_at")
+_INDEXED_AT = Made("indexed_at")
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def _status(uri: str, table: str) -> OutputStatus:
     binding = store.binding()
     fingerprint = binding["fingerprint"] if binding else None
     rows, words = again_if_merged(lambda: read_words(store, fingerprint))
-    runs = sorted(run_reports(store), key=lambda report: str(report.get("finished_at", "")))
+    runs = sorted(run_reports(store), key=_ended)
     return OutputStatus(
         uri=uri,
         table=table,
@@ -106,7 +108,7 @@ def _status(uri: str, table: str) -> OutputStatus:
 
 @dataclass(frozen=True)
 class Rows:
-    """What there is of rows; ``newest``: when the last one was made."""
+    """What there is of rows; ``newest``: when the last one was made, by the clocks of workers."""
 
     parts: int
     number: int
@@ -115,10 +117,14 @@ class Rows:
 
 @dataclass(frozen=True)
 class _Part:
-    """Of each row the digest of its id and when it was made; and which failed keys the part makes up for."""
+    """Of each row the digest of its id and when it was committed; and what failed keys the part makes up for.
+
+    newest: when the last row was made, microseconds.
+    """
 
     videos: bytes
     at: bytes
+    newest: int
     made: NDArray[np.int64]
 
 
@@ -129,31 +135,32 @@ def read_words(store: OutputStore, fingerprint: str | None) -> tuple[Rows, LastW
     keys = KeySet(failed)
 
     def facts(entry: StoredFile) -> _Part:
-        videos, at, made = bytearray(), bytearray(), [np.zeros(0, np.int64)]
-        for table in store.iter_part(store.table, entry, _ROW_COLUMNS):
+        videos, at, newest, made = bytearray(), bytearray(), 0, [np.zeros(0, np.int64)]
+        for table in store.iter_part(store.table, entry, _ROW_COLUMNS, made=_INDEXED_AT):
             videos += digests_of(table["video_id"])
-            at += microseconds(table["indexed_at"])
+            at += table[COMMITTED_AT].to_numpy().tobytes()
+            newest = int(np.frombuffer(microseconds(table["indexed_at"]), np.int64).max(initial=newest))
             if len(keys):
                 mine = table.filter(pc.equal(table["fingerprint"], fingerprint))
                 made.append(keys.places(SortedDigests(digests_of(mine["video_id"], mine["version"]))))
-        return _Part(bytes(videos), bytes(at), np.unique(np.concatenate(made)))
+        return _Part(bytes(videos), bytes(at), newest, np.unique(np.concatenate(made)))
 
-    videos, at, has_row = bytearray(), bytearray(), np.zeros(len(keys) + 1, np.bool_)
+    videos, at, newest, has_row = bytearray(), bytearray(), 0, np.zeros(len(keys) + 1, np.bool_)
     entries = store.parts(store.table)
     for part in map_parts(facts, entries):
         videos += part.videos
         at += part.at
+        newest = max(newest, part.newest)
         has_row[part.made] = True  # the last place stands for keys that never failed
     made = np.zeros(len(failed), np.bool_)
     made[failed.order] = has_row[keys.places(failed)]
-    times = np.frombuffer(at, np.int64)
-    newest = datetime.fromtimestamp(int(times.max()) / 1e6, timezone.utc) if len(times) else None
-    return Rows(len(entries), len(times), newest), last_words(videos, at, finals, made.tobytes())
+    last = datetime.fromtimestamp(newest / 1e6, timezone.utc) if at else None
+    return Rows(len(entries), len(at) // 8, last), last_words(videos, at, finals, made.tobytes())
 
 
 def _finals(store: OutputStore, fingerprint: str) -> Finals:
     def finals(entry: StoredFile) -> Finals:
-        tables = store.iter_part(FAILURES, entry, FINAL_COLUMNS)
+        tables = store.iter_part(FAILURES, entry, FINAL_COLUMNS, made=FAILED_AT)
         return Finals.joined([finals_of(table, fingerprint, store.table) for table in tables])
 
     return Finals.joined(list(map_parts(finals, store.parts(FAILURES))))
@@ -179,6 +186,12 @@ def run_reports(store: OutputStore) -> Iterator[dict[str, Any]]:
         table, report = read_report(store, name)
         if table == store.table:
             yield report
+
+
+def _ended(report: Mapping[str, Any]) -> tuple[int, str]:
+    """When a run ended, to sort by: by the sequence of commits, those of releases without it before that."""
+    sequence = report.get("sequence")
+    return (sequence if isinstance(sequence, int) else 0, str(report.get("finished_at", "")))
 
 
 def report_names(store: OutputStore) -> list[str]:

@@ -12,11 +12,9 @@ A part that exists is committed; nothing else says so, but the record of a merge
 
 from __future__ import annotations
 
-import re
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import datetime, timezone
+from contextlib import suppress
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -26,6 +24,7 @@ import pyarrow.compute as pc
 from pipeline.errors import UserError
 from pipeline.output import binding
 from pipeline.output.binding import TABLES, json_bytes, read_json
+from pipeline.output.commit_order import CommitClock, Made, is_part, part_name, stamp_of
 from pipeline.output.failed_so_far import ATTEMPT_COLUMNS, Attempts, FailedSoFar, attempts_of
 from pipeline.output.keyset import KeySet, digests_of
 from pipeline.output.merge_records import (
@@ -37,7 +36,6 @@ from pipeline.output.merge_records import (
     read_merges,
 )
 from pipeline.output.parts import (
-    PART_PATTERN,
     PartBuffer,
     PartGoneError,
     encode_failures,
@@ -57,16 +55,14 @@ __all__ = [
     "OutputStore",
     "PartBuffer",
     "again_if_merged",
-    "is_part",
-    "part_name",
     "read_json",
 ]
 
 FAILURES = "failures"
 RUNS = "_runs"
 
-_PART = re.compile(PART_PATTERN)
 _FENCE_SECONDS = 20.0  # well under the 60 s after which a silent holder may be replaced
+_LAST_REPORTS = 8  # in which the last run is looked for
 _BATCH_ROWS = 1000  # rows that become Python objects at once
 _TRIES = 5
 _PAUSE_SECONDS = 0.1
@@ -96,6 +92,7 @@ class OutputStore:
         self._fence = fence
         self._columns = dict(columns)
         self._schema = video_schema(self._columns)
+        self._clock = CommitClock(self._last_commit)
 
     def bind(self, fingerprint: str, semantic: Mapping[str, Any]) -> None:
         """Tie the table to a fingerprint and its columns, or check that it is tied to these.
@@ -161,15 +158,25 @@ class OutputStore:
         After an error whether the part exists is unknown: stop the run rather than write the rows again; the
         next run reads back what is there.
         """
-        return self._commit(self.table, encode_rows(rows, self._schema)) if rows else None
+        if not rows:
+            return None
+        at_us = self._clock.tick()
+        return self._commit(self.table, at_us, encode_rows(rows, self._schema, at_us))
 
     def write_failures(self, failures: Sequence[Failure]) -> str | None:
         """Commit failed attempts as one new part; as ``write_rows``."""
-        return self._commit(FAILURES, encode_failures(failures)) if failures else None
+        if not failures:
+            return None
+        at_us = self._clock.tick()
+        return self._commit(FAILURES, at_us, encode_failures(failures, at_us))
 
     def write_run(self, run_id: str, report: Mapping[str, Any]) -> str:
-        """Write, or replace, the report of a run; JSON values, with a ``counts`` mapping."""
-        return self.storage.write(f"{RUNS}/{run_id}.json", json_bytes(report))
+        """Write, or replace, the report of a run; JSON values, with a ``counts`` mapping.
+
+        Its ``sequence`` is later than all commits and reports before it, on whatever clock.
+        """
+        sequence = self._clock.tick(after=self._last_report())
+        return self.storage.write(f"{RUNS}/{run_id}.json", json_bytes({**report, "sequence": sequence}))
 
     def shard_cache(self) -> ShardCache:
         """Where indexes of tar shards are kept."""
@@ -190,22 +197,29 @@ class OutputStore:
                     yield from batch.to_pylist()
 
     def iter_part(
-        self, folder: str, entry: StoredFile, columns: Sequence[str] | None = None
+        self,
+        folder: str,
+        entry: StoredFile,
+        columns: Sequence[str] | None = None,
+        *,
+        whole: bool = False,
+        made: Made | None = None,
     ) -> Iterator[pa.Table]:
         """The wanted columns of one part, row group by row group; also of one merged since it was listed.
 
+        whole, made: as for ``parts.iter_part``.
         Raises PartGoneError where it is gone for good: list again. See ``again_if_merged``.
         """
         try:
-            yield from iter_part(self.storage, folder, entry, columns)
+            yield from iter_part(self.storage, folder, entry, columns, whole=whole, made=made)
         except PartGoneError:
             retired = find_retired(self.storage, folder, entry)
             if retired is None:
                 raise
-            yield from iter_part(self.storage, retired, entry, columns)
+            yield from iter_part(self.storage, retired, entry, columns, whole=whole, made=made)
 
     def parts(self, folder: str) -> list[StoredFile]:
-        """The committed parts of the table or of the failures that count, oldest first."""
+        """The committed parts of the table or of the failures that count, in the order of their commits."""
         for _ in range(_TRIES):
             entries = [entry for entry in self.storage.files(folder) if is_part(entry.name)]
             merges = read_merges(self.storage)  # after the listing: a record comes before its part
@@ -234,8 +248,22 @@ class OutputStore:
         ended = self.storage.abort_uploads((self.table, FAILURES))
         return len(leftovers) + ended + finish_merges(self.storage)
 
-    def _commit(self, folder: str, data: bytes) -> str:
-        name, checked_at = f"{folder}/{part_name(datetime.now(timezone.utc))}", 0.0
+    def _last_commit(self) -> int:
+        names = (entry.name for folder in (self.table, FAILURES) for entry in self.storage.files(folder))
+        return max(map(stamp_of, names), default=0)
+
+    def _last_report(self) -> int:
+        """The sequence of the last report; one whose clock was ahead is among those written last, too."""
+        entries = sorted(self.storage.files(RUNS), key=lambda entry: entry.written_at)[-_LAST_REPORTS:]
+        found = [0]
+        for entry in entries:
+            with suppress(UserError):  # verify tells of it
+                report = read_json(self.storage, f"{RUNS}/{entry.name}") or {}
+                found.append(int(report.get("sequence") or 0))
+        return max(found)
+
+    def _commit(self, folder: str, at_us: int, data: bytes) -> str:
+        name, checked_at = f"{folder}/{part_name(at_us)}", 0.0
 
         def ready() -> None:
             nonlocal checked_at
@@ -280,16 +308,6 @@ def again_if_merged(work: Callable[[], T]) -> T:
         except PartGoneError:
             time.sleep(_PAUSE_SECONDS)
     return work()
-
-
-def is_part(name: str) -> bool:
-    """Whether a base name is that of a committed part."""
-    return _PART.fullmatch(name) is not None
-
-
-def part_name(at: datetime) -> str:
-    """A fresh base name of a part; parts sort by their time."""
-    return f"part-{at.strftime('%Y%m%dT%H%M%S%fZ')}-{uuid.uuid4().hex[:12]}.parquet"
 
 
 def _digests_of_job(table: pa.Table, fingerprint: str) -> bytes:

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import UserError
+from pipeline.output.commit_order import is_part
 from pipeline.output.lock import Holder, read_holder
 from pipeline.output.merge_records import Merge, read_merges, replaced, retired_folders
 from pipeline.output.parts import PartGoneError
 from pipeline.output.row_checks import Findings, check_failures, check_rows
 from pipeline.output.schemas import video_schema
 from pipeline.output.status import existing_store, read_report, read_words, report_names
-from pipeline.output.store import FAILURES, OutputStore, again_if_merged, is_part
+from pipeline.output.store import FAILURES, OutputStore, again_if_merged
 from pipeline.stores import telling
 
 __all__ = ["VerifyReport", "verify_output"]
@@ -76,6 +77,11 @@ def _verify(store: OutputStore) -> VerifyReport:
     _check_fingerprints(store, fingerprint, found)
     _check_runs(mine, found)
     _check_origin(store.table, runs, holder, found)
+    if found.unsealed:
+        found.notes.append(
+            f"{found.unsealed} parts have no checksums, which earlier releases did not write: damage in them "
+            "shows only where it makes them unreadable; parts that flashvid compact merges have checksums"
+        )
     if holder is not None:
         found.notes.append(f"a run is writing now: {holder}")
     return VerifyReport(

@@ -373,6 +373,16 @@ def test_a_parquet_file_of_very_many_columns_is_refused(videos: Path) -> None:
         refs(videos / "m.parquet")
 
 
+def test_a_parquet_file_with_a_flipped_bit_is_refused_where_its_pages_have_checksums(videos: Path) -> None:
+    path = videos / "m.parquet"
+    pq.write_table(pa.table({"uri": ["a.mp4", "b.mp4"]}), path, compression="none", write_page_checksum=True)
+    data = path.read_bytes()
+    assert data.count(b"a.mp4") >= 1
+    path.write_bytes(data.replace(b"a.mp4", b"c.mp4", 1))
+    with pytest.raises(UserError, match=r"cannot be read: OSError: .*CRC checksum verification failed"):
+        refs(path)
+
+
 def test_a_manifest_that_is_missing_empty_or_of_another_kind(videos: Path) -> None:
     with pytest.raises(UserError, match="there is no file or folder"):
         refs(videos / "absent" / "m.csv")

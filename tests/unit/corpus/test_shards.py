@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import os
+import random
 import subprocess
 import tarfile
 from collections.abc import Mapping
@@ -383,6 +384,21 @@ def test_a_damaged_index_is_made_again(tmp_path: Path, damage: bytes) -> None:
     config = CorpusConfig(uri=str(tmp_path / "0.tar"))
     assert [len(list(list_videos(config, index_cache=cache))) for _ in range(2)] == [3, 3]
     assert cache.num_puts == 2
+
+
+def test_an_index_with_a_flipped_bit_is_made_again_or_says_the_same(tmp_path: Path) -> None:
+    """Offsets into the shard: a wrong one would be another video under this name."""
+    (tmp_path / "0.tar").write_bytes(THREE)
+    config, cache = CorpusConfig(uri=str(tmp_path / "0.tar")), Cache()
+    first = list(list_videos(config, index_cache=cache))
+    ((_, data),) = cache.kept.items()
+    places = random.Random(14).sample(range(8 * len(data)), 300)
+    for place in places:
+        changed = bytearray(data)
+        changed[place // 8] ^= 1 << place % 8
+        cache.damage = bytes(changed)
+        assert list(list_videos(config, index_cache=cache)) == first
+    assert 1 < cache.num_puts < len(places)
 
 
 def test_a_cache_that_fails_costs_nothing_but_time(tmp_path: Path) -> None:
