@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +33,7 @@ __all__ = [
     "is_part",
     "microseconds",
     "part_name",
+    "sequence_of",
     "stamp_of",
 ]
 
@@ -82,6 +84,17 @@ class CommitClock:
             self._last = self._ask()
         self._last = max(time.time_ns() // 1000, self._last + 1, after + 1)
         return self._last
+
+
+def sequence_of(report: Mapping[str, Any]) -> int:
+    """The place of a run's report among the others; of an earlier release, when it said that it had ended."""
+    sequence = report.get("sequence")
+    if isinstance(sequence, int):
+        return sequence
+    try:
+        return (datetime.fromisoformat(str(report.get("finished_at"))) - _EPOCH) // _MICROSECOND
+    except (ValueError, TypeError):
+        return 0
 
 
 @dataclass(frozen=True)

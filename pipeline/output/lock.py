@@ -169,11 +169,20 @@ class OutputLock:
         if self._mine is None:
             raise LockLostError(f"the lock of {storage.uri!r} is not held; call acquire first")
         number, holder = _highest(storage)
+        if number < self._number and holder is None:
+            raise LockLostError(self._told_gone(storage))
         if number != self._number or holder is None or holder.token != self._mine.token:
             other = holder or "another run"
             raise LockLostError(f"{storage.uri!r} was taken over by {other}; this run stops without writing")
         if self._silent_seconds() > self._stale_seconds and not self._take(self._mine):
             raise LockLostError(f"{storage.uri!r} was taken over while this run was suspended")
+
+    def _told_gone(self, storage: Storage) -> str:
+        return (
+            f"{storage.path(_name(self._number))!r} is gone: somebody deleted this run's lock, or the whole "
+            "output, while the run was going. It stops without writing; nobody else has the output, what is "
+            "left of it counts, and the same command does the rest again"
+        )
 
     def _silent_seconds(self) -> float:
         return steady_seconds() - self._good_at

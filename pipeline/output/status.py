@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from pipeline.errors import UserError
 from pipeline.output.binding import read_json
-from pipeline.output.commit_order import COMMITTED_AT, Made, microseconds
+from pipeline.output.commit_order import COMMITTED_AT, Made, microseconds, sequence_of
 from pipeline.output.failed_so_far import (
     FAILED_AT,
     FINAL_COLUMNS,
@@ -89,7 +89,7 @@ def _status(uri: str, table: str) -> OutputStatus:
     binding = store.binding()
     fingerprint = binding["fingerprint"] if binding else None
     rows, words = again_if_merged(lambda: read_words(store, fingerprint))
-    runs = sorted(run_reports(store), key=_ended)
+    runs = sorted(run_reports(store), key=sequence_of)
     return OutputStatus(
         uri=uri,
         table=table,
@@ -186,12 +186,6 @@ def run_reports(store: OutputStore) -> Iterator[dict[str, Any]]:
         table, report = read_report(store, name)
         if table == store.table:
             yield report
-
-
-def _ended(report: Mapping[str, Any]) -> tuple[int, str]:
-    """When a run ended, to sort by: by the sequence of commits, those of releases without it before that."""
-    sequence = report.get("sequence")
-    return (sequence if isinstance(sequence, int) else 0, str(report.get("finished_at", "")))
 
 
 def report_names(store: OutputStore) -> list[str]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 from pipeline.errors import UserError
 from pipeline.output import binding
 from pipeline.output.binding import TABLES, json_bytes, read_json
-from pipeline.output.commit_order import CommitClock, Made, is_part, part_name, stamp_of
+from pipeline.output.commit_order import CommitClock, Made, is_part, part_name, sequence_of, stamp_of
 from pipeline.output.failed_so_far import ATTEMPT_COLUMNS, Attempts, FailedSoFar, attempts_of
 from pipeline.output.keyset import KeySet, digests_of
 from pipeline.output.merge_records import (
@@ -175,8 +175,10 @@ class OutputStore:
 
         Its ``sequence`` is later than all commits and reports before it, on whatever clock.
         """
-        sequence = self._clock.tick(after=self._last_report())
-        return self.storage.write(f"{RUNS}/{run_id}.json", json_bytes({**report, "sequence": sequence}))
+        self.check_fence()  # nor begin a folder anew where the output was taken over, or deleted
+        record = json_bytes({**report, "sequence": self._clock.tick(after=self._last_report())})
+        with self._placing(RUNS):
+            return self.storage.write(f"{RUNS}/{run_id}.json", record)
 
     def shard_cache(self) -> ShardCache:
         """Where indexes of tar shards are kept."""
@@ -258,9 +260,22 @@ class OutputStore:
         found = [0]
         for entry in entries:
             with suppress(UserError):  # verify tells of it
-                report = read_json(self.storage, f"{RUNS}/{entry.name}") or {}
-                found.append(int(report.get("sequence") or 0))
+                found.append(sequence_of(read_json(self.storage, f"{RUNS}/{entry.name}") or {}))
         return max(found)
+
+    @contextmanager
+    def _placing(self, folder: str) -> Iterator[None]:
+        """What this machine says of a disk does not say which."""
+        try:
+            yield
+        except OSError as error:
+            if not self.storage.is_local or error.errno is None:
+                raise
+            raise OSError(
+                error.errno,
+                f"{error.strerror}, while writing to {self.storage.path(folder)!r}; what was committed is "
+                "safe, and once that place takes files again the same command goes on",
+            ) from error
 
     def _commit(self, folder: str, at_us: int, data: bytes) -> str:
         name, checked_at = f"{folder}/{part_name(at_us)}", 0.0
@@ -270,7 +285,8 @@ class OutputStore:
             self.check_fence()
             checked_at = steady_seconds()
 
-        path = self.storage.write(name, data, ready)
+        with self._placing(folder):
+            path = self.storage.write(name, data, ready)
         # Local: who took over has removed the temporary file, or reads this part back.
         if not self.storage.is_local and steady_seconds() - checked_at > _FENCE_SECONDS:
             self._withdraw_if_fenced(name)

@@ -99,6 +99,9 @@ def _create_plainly(path: str, data: bytes) -> bool:
             os.fsync(file.fileno())
     except FileExistsError:
         return False
+    except OSError as error:
+        error.filename = error.filename or path  # a full disk does not say which
+        raise
     return True
 
 

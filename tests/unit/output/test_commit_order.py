@@ -170,7 +170,7 @@ def test_the_last_run_is_the_one_that_ended_last(uri: str, clock: Clock) -> None
     assert found["run_id"] == "run-2"
 
 
-def test_a_report_of_an_earlier_release_is_before_those_that_say_their_place(uri: str) -> None:
+def test_a_report_of_an_earlier_release_from_the_future_is_before_the_next_one(uri: str) -> None:
     store = a_run(uri)
     text = '{"run_id": "run-1", "counts": {}, "finished_at": "2999-01-01T00:00:00+00:00"}'
     store.storage.write("_runs/run-1.json", text.encode())

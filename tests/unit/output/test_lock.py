@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -184,6 +185,33 @@ def test_a_full_disk_does_not_keep_the_lock(tmp_path: Path, monkeypatch: pytest.
         patch.setattr("pipeline.stores.storage.write_file", full)
         lock.release()
     assert lock.holder is None
+
+
+@pytest.mark.parametrize("gone", ["_lock", "."])
+def test_a_lock_that_was_deleted_is_not_told_as_a_take_over(tmp_path: Path, gone: str) -> None:
+    lock = quick(str(tmp_path / "out"))
+    lock.acquire("run-1")
+    shutil.rmtree(tmp_path / "out" / gone)
+    for look in (lock.check, lock.heartbeat):
+        with pytest.raises(
+            LockLostError, match=r"_lock/00000001.json' is gone: somebody deleted this run's lock"
+        ) as told:
+            look()
+        assert "was taken over" not in str(told.value)
+    assert not (tmp_path / "out" / "_lock").exists()
+
+
+def test_a_take_over_after_the_lock_was_deleted_is_one(tmp_path: Path) -> None:
+    """As the refusal offers: numbers begin anew then."""
+    for number in range(3):
+        lock = quick(str(tmp_path))
+        lock.acquire(f"run-{number}")
+        if number < 2:
+            lock.release()
+    shutil.rmtree(tmp_path / "_lock")
+    quick(str(tmp_path)).acquire("run-9")
+    with pytest.raises(LockLostError, match="taken over by run run-9"):
+        lock.check()
 
 
 def test_locks_do_not_pile_up(uri: str) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -372,6 +374,36 @@ def test_a_failed_local_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(OSError, match="No space left"):
         OutputStore(str(tmp_path)).write_rows([make_row()])
     assert list((tmp_path / "videos").iterdir()) == []
+
+
+@pytest.mark.parametrize("folder", ["videos", "failures", "_runs"])
+def test_a_full_disk_is_told_with_the_place(tmp_path: Path, folder: str) -> None:
+    """A limit on the size of files stands for it: the system answers in the same way."""
+    store = OutputStore(str(tmp_path))
+    report = {"run_id": "run-1", "counts": {}, "text": 1000 * "x"}
+    write = {
+        "videos": lambda: store.write_rows([make_row()]),
+        "failures": lambda: store.write_failures([make_failure()]),
+        "_runs": lambda: store.write_run("run-1", report),
+    }[folder]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(OSError, match="what was committed is safe") as told:
+            write()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert f"[Errno 27] File too large, while writing to '{tmp_path}/{folder}'" in str(told.value)
+    assert list((tmp_path / folder).iterdir()) == []
+
+
+def test_a_run_that_lost_the_output_writes_no_report(tmp_path: Path) -> None:
+    lock = OutputLock(str(tmp_path / "out"))
+    lock.acquire("run-1")
+    shutil.rmtree(tmp_path / "out")
+    with pytest.raises(LockLostError, match="or the whole output"):
+        OutputStore(str(tmp_path / "out"), fence=lock.check).write_run("run-1", {"run_id": "run-1"})
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_lost_put_is_repeated_under_the_same_name(monkeypatch: pytest.MonkeyPatch) -> None:
