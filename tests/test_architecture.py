@@ -66,6 +66,7 @@ ARROWS: dict[str, set[str]] = {
         *_PLAIN,
         "flashvid.compression",
         "flashvid.generation",
+        "flashvid.models",
         "flashvid.resizing",
         "pipeline.config",
         "pipeline.decoding",

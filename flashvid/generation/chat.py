@@ -66,6 +66,12 @@ class VideoChat:
 
     def _template_ids(self, text: str, num_videos: int = 1) -> list[int]:
         """Token ids of the chat with one placeholder for each video."""
+        if not self._tokenizer.chat_template:
+            raise ValueError(
+                "the checkpoint has no chat template: there is none in chat_template.jinja, "
+                "tokenizer_config.json, chat_template.json or processor_config.json; take the one of the "
+                "model that it was made from"
+            )
         content = [*[{"type": "video"}] * num_videos, {"type": "text", "text": text}]
         message = {"role": "user", "content": content}
         chat = self._tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)

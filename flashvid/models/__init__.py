@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import lazy_loader
 
 if TYPE_CHECKING:
+    from flashvid.models.checkpoint import CheckpointError, check_files
     from flashvid.models.encoded import EncodedVideo, needs_saliency
     from flashvid.models.loading import LoadedModel, load_model
     from flashvid.models.qwen2_5_vl import Qwen25VLAdapter
@@ -20,6 +21,7 @@ else:
     __getattr__, __dir__, _ = lazy_loader.attach(
         __name__,
         submod_attrs={
+            "checkpoint": ["CheckpointError", "check_files"],
             "encoded": ["EncodedVideo", "needs_saliency"],
             "loading": ["LoadedModel", "load_model"],
             "qwen2_5_vl": ["Qwen25VLAdapter"],
@@ -28,10 +30,12 @@ else:
     )
 
 __all__ = [
+    "CheckpointError",
     "EncodedVideo",
     "LoadedModel",
     "Qwen25VLAdapter",
     "adapter_for",
+    "check_files",
     "load_model",
     "needs_saliency",
 ]

@@ -1,20 +1,39 @@
-"""Loading a checkpoint: the model, its tokenizer and how it wants its frames."""
+"""Loading a checkpoint: the model, its tokenizer and how it wants its frames.
+
+No code of a checkpoint's own is run, or asked for.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+import torch
+from torch import nn
+from transformers import AutoTokenizer, PretrainedConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.utils import cached_file
+from transformers.utils import logging as transformers_logging
 
 from flashvid.frames import VisionSettings
+from flashvid.models.checkpoint import FAMILIES, CheckpointError, check_files, check_tensors, weight_files
 
 __all__ = ["LoadedModel", "load_model"]
 
-_CLASSES: dict[str, Any] = {"qwen2_5_vl": Qwen2_5_VLForConditionalGeneration}
+_CLASSES: dict[str, Any] = dict(zip(FAMILIES, (Qwen2_5_VLForConditionalGeneration,), strict=True))
+_TEMPLATES = ("chat_template.json", "processor_config.json")  # where processors have kept it
+# The machine's, not the checkpoint's: memory, a lost device, a disk or a hub that does not answer.
+_NOT_ITS_FAULT: tuple[type[Exception], ...] = (
+    OSError,
+    MemoryError,
+    torch.OutOfMemoryError,
+    *((torch.AcceleratorError,) if hasattr(torch, "AcceleratorError") else ()),
+)
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -36,19 +55,127 @@ def load_model(
 ) -> LoadedModel:
     """Load model, tokenizer and vision settings from a folder or the hub.
 
-    Raises TypeError for another family, OSError where nothing is found."""
-    where = {} if revision is None else {"revision": revision}
-    config = AutoConfig.from_pretrained(name_or_path, **where)
-    if config.model_type not in _CLASSES:
-        raise TypeError(f"{name_or_path} holds a {config.model_type} model; supported: {', '.join(_CLASSES)}")
-    model = _CLASSES[config.model_type].from_pretrained(
-        name_or_path, dtype=dtype, attn_implementation=attn_implementation, **where
+    The weights are the process's own: files that are replaced later change nothing. Raises TypeError for
+    another family, CheckpointError (a ValueError) for files that are broken and for tensors that are missing
+    or of another shape, OSError where nothing is found.
+    """
+    if Path(name_or_path).is_dir():
+        check_files(Path(name_or_path))
+    where: dict[str, Any] = {"trust_remote_code": False}
+    where |= {} if revision is None else {"revision": revision}
+    with _reading(name_or_path, "config.json"):
+        model_class = _class_of(name_or_path, where)
+    with _reading(name_or_path, _weights_text(name_or_path)):
+        model = _model(model_class, name_or_path, dtype, attn_implementation, where)
+    with _reading(name_or_path, "its tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, **where)
+        tokenizer.chat_template = tokenizer.chat_template or _template(name_or_path, where)
+    with _reading(name_or_path, "how it wants its frames"):
+        vision = _load_vision(name_or_path, where)
+    return LoadedModel(_own(model.to(device).eval()), tokenizer, vision)
+
+
+def _class_of(name_or_path: str, where: Mapping[str, Any]) -> Any:
+    """By the family that config.json names, which is all that is looked at before."""
+    config, _ = PretrainedConfig.get_config_dict(name_or_path, **where)
+    family = config.get("model_type")
+    if family not in _CLASSES:
+        raise TypeError(f"{name_or_path!r} holds a {family} model; supported: {', '.join(FAMILIES)}")
+    return _CLASSES[family]
+
+
+def _weights_text(name_or_path: str) -> str:
+    if not Path(name_or_path).is_dir():
+        return "its weights"
+    first, *others = (path.name for path in weight_files(Path(name_or_path)))
+    return f"its weights ({first}{f' and {len(others)} more' if others else ''})"
+
+
+def _model(
+    model_class: Any,
+    name_or_path: str,
+    dtype: str,
+    attn_implementation: str | None,
+    where: Mapping[str, Any],
+) -> Any:
+    with _without_its_table():
+        model, found = model_class.from_pretrained(
+            name_or_path,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # else they are refused without their names
+            **where,
+        )
+    left_out = check_tensors(
+        name_or_path,
+        missing=found["missing_keys"],
+        mismatched=found["mismatched_keys"],
+        unexpected=found["unexpected_keys"],
+        takes_part=_takes_part(model),
     )
-    tokenizer = AutoTokenizer.from_pretrained(name_or_path, **where)
-    return LoadedModel(model.to(device).eval(), tokenizer, _load_vision(name_or_path, where))
+    if left_out is not None:
+        _logger.warning(left_out)
+    return model
 
 
-def _load_vision(name_or_path: str, where: Mapping[str, str]) -> VisionSettings:
+def _takes_part(model: nn.Module) -> Callable[[str], bool]:
+    """Whether a tensor of that name belongs to one of the model's layers, or to one more of their kind."""
+    weighted = {name for name, module in model.named_modules() if list(module.parameters(recurse=False))}
+    lists = {name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
+
+    def takes_part(key: str) -> bool:
+        parts = key.split(".")
+        heads = {".".join(parts[:end]): parts[end] for end in range(1, len(parts))}
+        return any(head in weighted or (head in lists and heads[head].isdigit()) for head in heads)
+
+    return takes_part
+
+
+@contextmanager
+def _without_its_table() -> Iterator[None]:
+    """transformers prints a table of all tensors that do not fit; here the first few are named."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
+
+
+@contextmanager
+def _reading(name_or_path: str, what: str) -> Iterator[None]:
+    """Whatever the libraries raise for a file that they cannot read becomes a CheckpointError."""
+    try:
+        yield
+    except Exception as error:  # tokenizers raises the bare class
+        if isinstance(error, (CheckpointError, TypeError, *_NOT_ITS_FAULT)):
+            raise
+        sentence = str(error).strip().partition("\n")[0].partition(". ")[0]
+        reason = f"{type(error).__name__}: {sentence}"
+        raise CheckpointError(f"{name_or_path!r}: {what} cannot be read ({reason})") from error
+
+
+@torch.no_grad()
+def _own(model: Any) -> Any:
+    """On the CPU tensors lie in the mapped file: who writes over it would change the model."""
+    if model.device.type == "cpu":
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.data = tensor.data.clone()
+    return model
+
+
+def _template(name_or_path: str, where: Mapping[str, Any]) -> Any:
+    """The chat template that older processors wrote beside the tokenizer; None where there is none."""
+    for name in _TEMPLATES:
+        found = _read_json(name_or_path, name, where).get("chat_template")
+        if found:
+            is_list = isinstance(found, list)
+            return {one["name"]: one["template"] for one in found} if is_list else found
+    return None
+
+
+def _load_vision(name_or_path: str, where: Mapping[str, Any]) -> VisionSettings:
     """Video settings if the checkpoint has them, else image settings, else the library's video defaults."""
     nested = _read_json(name_or_path, "processor_config.json", where)
     for found in (
@@ -61,13 +188,13 @@ def _load_vision(name_or_path: str, where: Mapping[str, str]) -> VisionSettings:
     return VisionSettings.from_processor(found, for_images=True)
 
 
-def _read_json(name_or_path: str, filename: str, where: Mapping[str, str]) -> dict[str, Any]:
+def _read_json(name_or_path: str, filename: str, where: Mapping[str, Any]) -> dict[str, Any]:
     path = cached_file(
         name_or_path,
         filename,
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_gated_repo=False,
-        **where,
+        revision=where.get("revision"),
     )
     if path is None:
         return {}

@@ -209,16 +209,17 @@ def caption(
     """Caption one video and answer questions about it; prints, stores nothing, needs no Ray.
 
     Without --config and --model the demo model of the repository is used, which knows coloured shapes and
-    nothing else. Exit status 1 where the video cannot be read.
+    nothing else; its settings are those of configs/demo.yaml, also where it is named. Any other model has the
+    defaults. Exit status 1 where the video cannot be read.
 
         flashvid caption demo/samples/video_000.mp4 -q "what flashes ?"
 
         flashvid caption talk.mp4 --model Qwen/Qwen2.5-VL-7B-Instruct -q "Who speaks?"
     """
-    from pipeline.cli.commands import caption_config, run_caption
+    from pipeline.cli.commands import caption_config, run_caption, settings_text
 
     job = caption_config(video, question or [], config, model, overrides or [])
-    raise typer.Exit(run_caption(make_console(), job))
+    raise typer.Exit(run_caption(make_console(), job, settings_text(config, job)))
 
 
 @app.command()
@@ -246,10 +247,10 @@ def show(  # noqa: PLR0917
 
         flashvid show talk.mp4 -o tokens.pdf --model Qwen/Qwen2.5-VL-7B-Instruct --units 12
     """
-    from pipeline.cli.commands import caption_config, run_show
+    from pipeline.cli.commands import caption_config, run_show, settings_text
 
     job = caption_config(video, [], config, model, overrides or [])
-    raise typer.Exit(run_show(make_console(), job, output, units))
+    raise typer.Exit(run_show(make_console(), job, settings_text(config, job), output, units))
 
 
 def _enter_clone(command: str) -> None:

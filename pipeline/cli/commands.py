@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from pipeline.cluster import check_healable, check_output
 from pipeline.config import JobConfig, load_config
 from pipeline.corpus import list_videos
 from pipeline.errors import Reason, Stage, UserError, VideoError
-from pipeline.indexing import resolve_revision
+from pipeline.indexing import check_model, resolve_revision
 from pipeline.output import OutputStore
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from pipeline.indexing import VideoIndexer
     from pipeline.records import Frames, VideoRef, VideoRow, Window
 
-__all__ = ["caption_config", "index_corpus", "run_caption", "run_index", "run_show"]
+__all__ = ["caption_config", "index_corpus", "run_caption", "run_index", "run_show", "settings_text"]
 
 _UNREADABLE = 1
 _MODEL_KEYS = ("model.name", "model")
@@ -45,6 +46,7 @@ def run_index(
     if heal is not None:
         check_healable(config)
     next(list_videos(config.corpus, skip=config.written_folders), None)
+    check_model(config.model)
     revision = resolve_revision(config.model)
     check_output(config, revision)
     print_plan(console, config, revision)
@@ -77,8 +79,9 @@ def caption_config(
 ) -> JobConfig:
     """The job of one video that is printed, not stored.
 
-    Without a file and a model it is the demo's. Raises UserError where the repository is not there, and for
-    overrides of what the command's own arguments say.
+    Without a file and a model it is the demo's; without a file, a model of the demo's shape has the demo's
+    settings. Raises UserError where the repository is not there, and for overrides of what the command's own
+    arguments say.
     """
     keys = [text.partition("=")[0] for text in overrides]
     for key in keys:
@@ -95,10 +98,29 @@ def caption_config(
     if model is not None:
         values["model.name"] = model
     elif path is None and not set(keys) & set(_MODEL_KEYS):
-        values["model.name"] = _shown(ROOT / "demo" / "model")
         file = _demo_file()
+        values["model.name"] = _shown(ROOT / "demo" / "model")
     config = load_config(file, overrides, values)
+    if file is None and _is_of_demo(config.model.name):
+        file = _demo_file()
+        config = load_config(file, overrides, values)
     return config if _wants_gpu(config, overrides, file) else _on_cpu(config)
+
+
+def settings_text(path: Path | None, config: JobConfig) -> str:
+    """Where the settings of a ``caption_config`` are from."""
+    if path is None and _is_of_demo(config.model.name):
+        return f"{_demo_file()}, which are those of this model"
+    return "the defaults; others with --config or as key=value" if path is None else str(path)
+
+
+def _is_of_demo(model: str) -> bool:
+    """Whether a checkpoint is the demo's, or a copy or fine-tune of it: made for frames of its size."""
+    try:
+        here, demo = Path(model).expanduser(), ROOT / "demo" / "model"
+        return filecmp.cmp(here / "config.json", demo / "config.json", shallow=False)
+    except (OSError, ValueError, RuntimeError):
+        return False
 
 
 def _demo_file() -> Path:
@@ -126,20 +148,21 @@ def _shown(path: Path) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
-def run_caption(console: Console, config: JobConfig) -> int:
+def run_caption(console: Console, config: JobConfig, settings: str) -> int:
     """Caption one video here and now; the exit status, 1 where the video cannot be read."""
     ref, indexer = _one_video(config, run_id="caption")
-    began = time.perf_counter()
     try:
+        indexer.try_out()
+        began = time.perf_counter()
         row = _answered(config, indexer, ref)
     except VideoError as error:
         console.print(f"{config.corpus.uri}: {error}", style="red", soft_wrap=True)
         return _UNREADABLE
-    _print_row(console, row, time.perf_counter() - began)
+    _print_row(console, row, time.perf_counter() - began, settings)
     return 0
 
 
-def run_show(console: Console, config: JobConfig, output: Path, max_panels: int) -> int:
+def run_show(console: Console, config: JobConfig, settings: str, output: Path, max_panels: int) -> int:
     """Draw what becomes of one video's tokens; the exit status, 1 where the video cannot be read."""
     from pipeline.picture import check_shown, check_target, draw_figure, figure_of, save_image
 
@@ -155,6 +178,7 @@ def run_show(console: Console, config: JobConfig, output: Path, max_panels: int)
     save_image(draw_figure(figure), output)
     console.print(f"{figure.headline}: {', '.join(figure.account.values())}", soft_wrap=True)
     console.print(f"{output}: {len(figure.drawn)} of {figure.tokens.num_units} units drawn", soft_wrap=True)
+    console.print(f"model {config.model.name}, settings: {settings}", soft_wrap=True)
     return 0
 
 
@@ -162,7 +186,7 @@ def _one_video(config: JobConfig, run_id: str) -> tuple[VideoRef, VideoIndexer]:
     """The one video of the job and the loaded model; UserError where there are more, or no model."""
     from pipeline.indexing import load_indexer
 
-    if Path(config.model.name).is_dir():  # nothing to download: a bar would only flash up
+    if os.path.isdir(config.model.name):  # nothing to download: a bar would only flash up
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     refs = list(islice(list_videos(config.corpus), 2))
     if len(refs) != 1:
@@ -207,7 +231,7 @@ def _decoded(
             is_last = decoded.is_last
 
 
-def _print_row(console: Console, row: VideoRow, seconds: float) -> None:
+def _print_row(console: Console, row: VideoRow, seconds: float, settings: str) -> None:
     console.print(row.caption, soft_wrap=True)
     for answer in row.answers:
         console.print(f"{answer.question}  {answer.answer}", soft_wrap=True)
@@ -236,6 +260,8 @@ def _print_row(console: Console, row: VideoRow, seconds: float) -> None:
                 "seconds",
                 f"{seconds:.2f}: " + ", ".join(f"{name} {value:.2f}" for name, value in times.items()),
             ),
+            ("model", row.model),
+            ("settings", settings),
         ],
     )
 

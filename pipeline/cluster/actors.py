@@ -85,7 +85,7 @@ class GpuWorker:
         self._coordinator = coordinator
 
     def load(self) -> None:
-        """Load the model. Raises what loading raises; UserError for the user's mistakes."""
+        """Load the model and try it out. Raises what that raises; UserError for the user's mistakes."""
         from pipeline.indexing import load_indexer
 
         workers = self._config.workers
@@ -95,6 +95,7 @@ class GpuWorker:
         self._indexer = load_indexer(
             self._config, run_id=self._run.run_id, model_revision=self._run.model_revision
         )
+        self._indexer.try_out()
         self._coordinator.ready(self._worker_id)
 
     def work(self) -> None:

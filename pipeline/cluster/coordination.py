@@ -21,6 +21,7 @@ from pipeline.cluster.ledger import Ledger
 from pipeline.cluster.protocol import TELL_SECONDS, LeaseReply, Message, Reply, Run, WorkerSeconds
 from pipeline.cluster.report import Progress, RunReport
 from pipeline.errors import Reason, Stage, UserError, VideoError
+from pipeline.indexing import unknown_revision
 from pipeline.output import Earlier, Key
 from pipeline.records import Failure, VideoRef, VideoRow
 from pipeline.stores import StorageWarning
@@ -71,7 +72,9 @@ class Coordination:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", StorageWarning)
             self._lock.acquire(self._run.run_id, self._run.driver_pid)
-        self._warnings = tuple(str(one.message) for one in caught if issubclass(one.category, StorageWarning))
+        said = [str(one.message) for one in caught if issubclass(one.category, StorageWarning)]
+        unknown = unknown_revision(self._config.model)
+        self._warnings = tuple([*said, unknown] if unknown else said)
         try:
             if self._finished:  # while it waited for the lock
                 raise UserError("stopped before the output was taken")

@@ -68,7 +68,7 @@ class Progress:
     """Where a run is. ``listing_done`` False: ``counts.listed`` still grows.
 
     ``error`` says why the run cannot go on; ``is_user_error`` whether the user can mend it.
-    ``worker_losses``: how many workers were lost, by why. ``warnings``: what the output cannot promise.
+    ``worker_losses``: how many workers were lost, by why. ``warnings``: what output or rows cannot promise.
     """
 
     run_id: str

@@ -13,15 +13,23 @@ import lazy_loader
 if TYPE_CHECKING:
     from pipeline.indexing.engine_interface import AnswersVideos
     from pipeline.indexing.indexer import VideoIndexer, has_gpu, load_indexer
-    from pipeline.indexing.model_revision import resolve_revision
+    from pipeline.indexing.model_revision import check_model, resolve_revision, unknown_revision
 else:
     __getattr__, __dir__, _ = lazy_loader.attach(
         __name__,
         submod_attrs={
             "engine_interface": ["AnswersVideos"],
             "indexer": ["VideoIndexer", "has_gpu", "load_indexer"],
-            "model_revision": ["resolve_revision"],
+            "model_revision": ["check_model", "resolve_revision", "unknown_revision"],
         },
     )
 
-__all__ = ["AnswersVideos", "VideoIndexer", "has_gpu", "load_indexer", "resolve_revision"]
+__all__ = [
+    "AnswersVideos",
+    "VideoIndexer",
+    "check_model",
+    "has_gpu",
+    "load_indexer",
+    "resolve_revision",
+    "unknown_revision",
+]

@@ -11,9 +11,10 @@ from pipeline.config import JobConfig
 from pipeline.decoding import FrameRequest
 from pipeline.errors import UserError
 from pipeline.indexing.engine_interface import AnswersVideos, load_engine
-from pipeline.indexing.model_revision import resolve_revision
+from pipeline.indexing.model_revision import check_model, check_revision, place_of, resolve_revision
 from pipeline.indexing.out_of_memory import guarded
 from pipeline.indexing.summarizing import check_prompt
+from pipeline.indexing.trial import try_out
 from pipeline.indexing.video_job import RowOrigin, VideoJob, baseline_tokens
 from pipeline.records import Frames, VideoRef, VideoRow, Window
 
@@ -71,6 +72,14 @@ class VideoIndexer:
         job.add(frames, Window(0, 1, start, end if ref.end_seconds is None else min(end, ref.end_seconds)))
         return job.finish()
 
+    def try_out(self) -> None:
+        """Ask about a made-up video, as ``index`` does, for one token each: finds what is wrong with the job.
+
+        Changes nothing of what is answered later. Raises UserError with the engine's error and its stage,
+        VideoError out_of_memory and torch.AcceleratorError where it is the machine.
+        """
+        try_out(self._engine, self._config, self._origin, lambda: self.frame_request)
+
     def plan(self, frames: Frames) -> tuple[CompressionPlan, tuple[int, int, int]]:
         """What ``index`` keeps of a video's tokens, without answering, and (T, rows, columns) of the tokens.
 
@@ -94,16 +103,24 @@ def load_indexer(
 
     With ``model.engine`` that function makes the engine, and torch is imported only if it does so.
     model_revision: as the driver resolved it; None resolves it here. Raises UserError for a model that
-    cannot be loaded as it is, or a GPU that is not there; OSError where the hub cannot be reached.
+    cannot be loaded as it is, or a GPU that is not there; OSError where the hub cannot be reached;
+    PipelineError where the checkpoint here is not of that revision, before or after it was loaded.
     """
+    if model_revision is None:
+        check_model(config.model)
     revision = model_revision or resolve_revision(config.model)
-    if config.model.engine is None:
-        engine = _own_engine(config, device or _device(config), revision)
-    else:
-        engine = load_engine(config, device or ("cpu" if config.workers.num_gpus == 0 else "cuda"))
+    check_revision(config.model, revision)  # weights of many GB need not be loaded to find that out
+    engine = _engine(config, device, revision)
+    check_revision(config.model, revision)  # they may have been replaced while they were read
     if config.windows is not None and config.windows.summary is not None:
         check_prompt(engine, config.windows.summary)
     return VideoIndexer(engine, config, model_revision=revision, run_id=run_id)
+
+
+def _engine(config: JobConfig, device: str | None, revision: str) -> AnswersVideos:
+    if config.model.engine is None:
+        return _own_engine(config, device or _device(config), revision)
+    return load_engine(config, device or ("cpu" if config.workers.num_gpus == 0 else "cuda"))
 
 
 def _own_engine(config: JobConfig, device: str, revision: str) -> AnswersVideos:
@@ -112,7 +129,7 @@ def _own_engine(config: JobConfig, device: str, revision: str) -> AnswersVideos:
     model = config.model
     try:
         return Engine.from_pretrained(
-            model.name,
+            place_of(model),
             config=config.compression,
             device=device,
             dtype=model.dtype,

@@ -3,7 +3,8 @@
 Its caption is the mean colour of the frames, so a row that belongs to another video is seen. How slow it is
 says ``seconds_per_video`` in the config.json of the model's folder, which colour kills its process
 ``deadly_colour``. In that folder it leaves a file ``.answering`` once it has begun; while there is a file
-``.hold`` it answers nothing.
+``.hold`` it answers nothing. None of that holds for its first video, which is the made-up one that every
+worker begins with.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ class StubEngine(AnswersVideos):
         self._seconds_per_video = seconds_per_video
         self._folder = folder
         self._deadly_colour = deadly_colour
+        self._is_tried_out = False
 
     def answer(
         self,
@@ -54,8 +56,10 @@ class StubEngine(AnswersVideos):
     ) -> VideoAnswers:
         """One generation per prompt: the colour."""
         frames = np.asarray(video.frames)
-        self._follow_orders(frames)
-        time.sleep(self._seconds_per_video)
+        if self._is_tried_out:
+            self._follow_orders(frames)
+            time.sleep(self._seconds_per_video)
+        self._is_tried_out = True
         grid = self.vision.grid(*frames.shape[:3])
         tokens = grid[0] * self.vision.tokens_per_unit(*frames.shape[1:3])
         after = max(1, min(tokens, baseline_tokens or tokens))
@@ -75,6 +79,7 @@ class StubEngine(AnswersVideos):
         )
 
     def _follow_orders(self, frames: np.ndarray[Any, Any]) -> None:
+        """For every video but the first."""
         if self._folder is not None:
             (self._folder / ".answering").touch()
             while (self._folder / ".hold").exists():
@@ -124,9 +129,8 @@ class _Signalling(StubEngine):
         super().__init__(0.2)
         self._sign = sign
 
-    def answer(self, *arguments: Any, **options: Any) -> VideoAnswers:
+    def _follow_orders(self, frames: np.ndarray[Any, Any]) -> None:
         self._sign.touch()
-        return super().answer(*arguments, **options)
 
 
 def write_model(
