@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -147,3 +148,14 @@ def test_one_video_is_captioned_without_ray(corpus: Path) -> None:
     # 128 x 96 becomes 168 x 140 pixels, 30 tokens a unit; 20 frames are 10 units, 2 frames are one
     assert "300 visual tokens" in " ".join(done.stdout.split())
     assert "(2 frames uncompressed: 30)" in " ".join(done.stdout.split())
+    assert "settings configs/demo.yaml" in " ".join(done.stdout.split())
+
+
+@pytest.mark.slow
+def test_caption_refuses_a_model_that_cannot_answer_before_the_video(corpus: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(ROOT / "demo" / "model", tmp_path / "model")
+    (model / "chat_template.jinja").unlink()
+    done = flashvid("caption", corpus / "text.mp4", "--model", model)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "no chat template" in done.stderr
+    assert "Traceback" not in done.stderr

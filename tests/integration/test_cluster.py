@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -142,9 +143,7 @@ def test_killed_worker_is_replaced(ray_session: None, corpus: Path, tmp_path: Pa
 
     def kill_once(progress: Progress) -> None:
         if progress.counts.indexed and not killed:
-            (worker,) = [process for process in psutil.process_iter() if "ray::GpuWorker" in _title(process)]
-            worker.send_signal(signal.SIGKILL)
-            killed.append(worker.pid)
+            killed.append(kill_worker())
 
     report = run_job(config, on_progress=kill_once)
     assert killed
@@ -154,6 +153,13 @@ def test_killed_worker_is_replaced(ray_session: None, corpus: Path, tmp_path: Pa
     ]
     assert crashes
     assert not any(row["is_final"] for row in crashes)
+
+
+def kill_worker() -> int:
+    """SIGKILL to the one worker there is; its pid."""
+    (worker,) = [process for process in psutil.process_iter() if "ray::GpuWorker" in _title(process)]
+    worker.send_signal(signal.SIGKILL)
+    return worker.pid
 
 
 def _title(process: psutil.Process) -> str:
@@ -202,6 +208,48 @@ def test_a_checkpoint_that_no_worker_finds_ends_the_run_and_says_so(
 ) -> None:
     with pytest.raises(UserError, match="there is no checkpoint on this machine"):
         run_job(stub_config(corpus, tmp_path, "load_nowhere"), on_progress=lambda _: None)
+
+
+def demo_copy(folder: Path) -> Path:
+    return Path(shutil.copytree(ROOT / "demo" / "model", folder))
+
+
+def test_what_every_video_would_fail_for_ends_the_run_before_the_first(
+    ray_session: None, corpus: Path, tmp_path: Path
+) -> None:
+    model = demo_copy(tmp_path / "model")
+    (model / "chat_template.jinja").unlink()
+    config = make_config(corpus, tmp_path / "out", f"model.name={model}")
+    with pytest.raises(UserError, match=r"no video was tried: .*ValueError: .*no chat template"):
+        run_job(config, on_progress=lambda _: None)
+    assert not list(OutputStore(config.output.uri).iter_failures())
+    (model / "chat_template.jinja").write_bytes((ROOT / "demo/model/chat_template.jinja").read_bytes())
+    mended = run_job(config, on_progress=lambda _: None)
+    assert (mended.counts.skipped_indexed, mended.counts.skipped_failed) == (0, 0), "no attempt was used up"
+    assert mended.exit_status == 0
+
+
+def test_a_worker_that_is_started_again_does_not_go_on_with_other_weights(
+    ray_session: None, corpus: Path, tmp_path: Path
+) -> None:
+    model = demo_copy(tmp_path / "model")
+    weights = model / "model.safetensors"
+    config = make_config(corpus, tmp_path / "out", f"model.name={model}", "corpus.include=['good*']")
+    killed: list[int] = []
+
+    def replace_and_kill(progress: Progress) -> None:
+        if progress.counts.indexed and not killed:
+            weights.write_bytes(weights.read_bytes()[:-4] + b"\x01\x02\x03\x04")
+            killed.append(kill_worker())
+
+    report = run_job(config, on_progress=replace_and_kill)
+    assert killed
+    assert report.exit_status == 3
+    assert "it was replaced, or copies differ" in str(report.error)
+    assert 0 < report.counts.indexed < NUM_GOOD
+    struck = [row["is_final"] for row in OutputStore(config.output.uri).iter_failures()]
+    assert not any(struck), "who refuses to go on has touched nothing"
+    assert len({row["model_revision"] for row in OutputStore(config.output.uri).iter_rows()}) == 1
 
 
 def test_only_workers_load_torch(ray_session: None, corpus: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,9 +14,10 @@ import s3fs
 from typer.testing import CliRunner, Result
 
 from pipeline.cli.app import app
-from pipeline.cli.commands import caption_config
+from pipeline.cli.commands import caption_config, settings_text
 from pipeline.cluster.preflight import check_output
 from pipeline.config.job import load_config
+from pipeline.config.sections import FramesConfig
 from pipeline.errors import UserError
 from pipeline.output.lock import hold
 from pipeline.output.store import OutputStore
@@ -84,6 +86,12 @@ def test_version() -> None:
         (["caption", "v.mp4", "prompts.questions=['What?']"], "give each question with -q"),
         (["show", "v.mp4", "corpus.uri=w.mp4"], "give the video as the first argument"),
         (["caption", "README.md", "--model", "no-such-model"], "give a checkpoint folder"),
+        (["caption", "README.md", "--model", "./nosuch"], "give a checkpoint folder"),
+        (["caption", "README.md", "--model", "../nosuch"], "give a checkpoint folder"),
+        (["caption", "README.md", "--model", "n" * 5000], "give a checkpoint folder"),
+        (["show", "README.md", "--model", "./nosuch/"], "give a checkpoint folder"),
+        (["index", "configs/demo.yaml", "model.name=./nosuch"], "give a checkpoint folder"),
+        (["index", "configs/demo.yaml", "model.name=../nosuch"], "give a checkpoint folder"),
     ],
 )
 def test_the_users_mistakes_end_with_status_2_and_a_way_out(arguments: list[str], said: str) -> None:
@@ -221,6 +229,53 @@ def test_caption_takes_a_model_a_file_or_a_setting() -> None:
     assert (from_file.model.name, from_file.workers.num_gpus) == ("Qwen/Qwen2.5-VL-7B-Instruct", 1)
     override = caption_config("v.mp4", [], None, None, ["model.name=my/model"])
     assert override.model.name == "my/model"
+
+
+def test_a_named_checkpoint_has_the_settings_that_belong_to_it(tmp_path: Path) -> None:
+    """The demo's model was trained on small frames: with the defaults it says something else."""
+    copy = shutil.copytree(ROOT / "demo" / "model", tmp_path / "copy")
+    unnamed = caption_config("v.mp4", [], None, None, [])
+    for model, overrides in (
+        ("demo/model", []),
+        (str(ROOT / "demo" / "model"), []),
+        (str(copy), []),
+        (None, ["model.name=demo/model"]),
+        (None, ["model={name: demo/model, dtype: float32}"]),
+    ):
+        named = caption_config("v.mp4", [], None, model, overrides)
+        same = {"model": unnamed.model.model_copy(update={"name": named.model.name})}
+        assert named == unnamed.model_copy(update=same), model
+        assert settings_text(None, named) == "configs/demo.yaml, which are those of this model"
+    changed = caption_config("v.mp4", [], None, "demo/model", ["frames.baseline=3"])
+    assert (changed.frames.baseline, changed.frames.max_pixels) == (3, 28224)
+
+
+def test_another_checkpoint_has_the_defaults_and_a_file_its_own(tmp_path: Path) -> None:
+    other = shutil.copytree(ROOT / "demo" / "model", tmp_path / "other")
+    (other / "config.json").write_text("{}")
+    for model in (str(other), "some/model"):
+        config = caption_config("v.mp4", [], None, model, [])
+        assert config.frames == FramesConfig()
+        assert settings_text(None, config).startswith("the defaults")
+    path = Path("configs/gpu.yaml")
+    from_file = caption_config("v.mp4", [], path, "demo/model", [])
+    assert (from_file.model.name, from_file.frames.max_pixels) == ("demo/model", 235200)
+    assert settings_text(path, from_file) == str(path)
+
+
+@pytest.mark.parametrize("command", [["caption", "README.md", "--model"], ["index", "configs/demo.yaml"]])
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_a_broken_checkpoint_is_one_sentence_that_names_the_file(
+    command: list[str], name: str, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(ROOT / "demo" / "model", tmp_path / "ckpt")
+    (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 123\n")
+    is_index = command[0] == "index"
+    result = call(*command, f"model.name={folder}" if is_index else str(folder))
+    assert result.exit_code == 2, result.output
+    (said,) = [line for line in result.stderr.splitlines() if line]
+    assert f"{str(folder / name)!r} is a Git LFS pointer" in said
+    assert "starting Ray" not in result.output
 
 
 def test_caption_takes_names_and_questions_as_they_are_written() -> None:

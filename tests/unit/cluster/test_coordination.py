@@ -57,6 +57,16 @@ def test_what_the_store_cannot_promise_reaches_the_driver(tmp_path: Path) -> Non
     coordination.finish()
 
 
+@pytest.mark.parametrize(("revision", "num_warnings"), [("null", 1), ("v7", 0)])
+def test_an_engine_whose_weights_nobody_names_is_warned_of(
+    tmp_path: Path, revision: str, num_warnings: int
+) -> None:
+    coordination = open_run(tmp_path, "model.engine=a.b:c", f"model.revision={revision}")
+    assert len(coordination.status().warnings) == num_warnings
+    assert all("without model.revision" in warning for warning in coordination.status().warnings)
+    coordination.finish()
+
+
 def begin(
     output: Path,
     num_videos: int,
