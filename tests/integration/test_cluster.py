@@ -219,7 +219,7 @@ def test_what_every_video_would_fail_for_ends_the_run_before_the_first(
 ) -> None:
     model = demo_copy(tmp_path / "model")
     (model / "chat_template.jinja").unlink()
-    config = make_config(corpus, tmp_path / "out", f"model.name={model}")
+    config = make_config(corpus, tmp_path / "out", f"model.name={model}", "corpus.limit=2")
     with pytest.raises(UserError, match=r"no video was tried: .*ValueError: .*no chat template"):
         run_job(config, on_progress=lambda _: None)
     assert not list(OutputStore(config.output.uri).iter_failures())
