@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,6 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer, PretrainedConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.utils import cached_file
-from transformers.utils import logging as transformers_logging
 
 from flashvid.frames import VisionSettings
 from flashvid.models.checkpoint import FAMILIES, CheckpointError, check_files, check_tensors, weight_files
@@ -59,7 +59,7 @@ def load_model(
     another family, CheckpointError (a ValueError) for files that are broken and for tensors that are missing
     or of another shape, OSError where nothing is found.
     """
-    if Path(name_or_path).is_dir():
+    if os.path.isdir(name_or_path):
         check_files(Path(name_or_path))
     where: dict[str, Any] = {"trust_remote_code": False}
     where |= {} if revision is None else {"revision": revision}
@@ -85,7 +85,7 @@ def _class_of(name_or_path: str, where: Mapping[str, Any]) -> Any:
 
 
 def _weights_text(name_or_path: str) -> str:
-    if not Path(name_or_path).is_dir():
+    if not os.path.isdir(name_or_path):
         return "its weights"
     first, *others = (path.name for path in weight_files(Path(name_or_path)))
     return f"its weights ({first}{f' and {len(others)} more' if others else ''})"
@@ -134,13 +134,17 @@ def _takes_part(model: nn.Module) -> Callable[[str], bool]:
 
 @contextmanager
 def _without_its_table() -> Iterator[None]:
-    """transformers prints a table of all tensors that do not fit; here the first few are named."""
-    before = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
+    """transformers logs a table of all tensors that do not fit; here the first few are named."""
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return record.module != "loading_report"
+
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(is_other)
     try:
         yield
     finally:
-        transformers_logging.set_verbosity(before)
+        logger.removeFilter(is_other)
 
 
 @contextmanager

@@ -118,6 +118,7 @@ class ModelConfig(Section):
     """A Qwen2.5-VL checkpoint: a local folder or a hub id.
 
     ``engine``: ``package.module:function`` that makes another engine, see indexing/engine_interface.py.
+    ``revision``: commit, branch or tag of the hub; with ``engine`` any text that changes with its weights.
     """
 
     name: _Text

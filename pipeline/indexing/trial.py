@@ -44,7 +44,7 @@ def try_out(
     except VideoError as error:
         if error.reason is Reason.OUT_OF_MEMORY:
             raise
-        if error.__cause__ is not None:
+        if error.reason is Reason.GENERATION_FAILED and error.__cause__ is not None:  # else the engine's own
             raise UserError(
                 f"no video was tried: a made-up one already fails during {error.stage.value} with "
                 f"{error.message}; every other would, so the model or the settings have to be mended"

@@ -152,7 +152,9 @@ def test_memory_and_a_lost_device_are_the_machines() -> None:
 
 
 def test_an_engine_that_judges_the_made_up_video_is_no_mistake_of_the_job() -> None:
-    engine = RecordingEngine(VideoError(Stage.GENERATION, Reason.NO_FRAMES, "nothing to see"))
+    judgement = VideoError(Stage.GENERATION, Reason.NO_FRAMES, "nothing to see")
+    judgement.__cause__ = ValueError("no face found")
+    engine = RecordingEngine(judgement)
     indexer(engine).try_out()
     assert len(engine.asked) == 1
 

@@ -68,11 +68,14 @@ def set_layers(folder: Path, number: int) -> None:
     set_config(folder, text_config=text | layers)
 
 
-def test_renamed_tensors_are_missing_ones_and_both_names_are_told(folder: Path) -> None:
+def test_renamed_tensors_are_missing_ones_and_both_names_are_told(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     rewrite(folder, lambda tensors: {f"base_model.model.{name}": one for name, one in tensors.items()})
     said = refused(folder)
     assert "lacks 81 tensors (lm_head.weight, model.language_model.embed_tokens.weight" in said
     assert "holds 81 tensors (base_model.model.lm_head.weight" in said
+    assert "LOAD REPORT" not in capfd.readouterr().err, "nor a table of all of them"
 
 
 @pytest.mark.parametrize("name", [NORM, "lm_head.weight", "visual.patch_embed.proj.weight"])
@@ -88,6 +91,13 @@ def test_a_tied_head_is_not_missing(folder: Path) -> None:
     set_config(folder, tie_word_embeddings=True)
     model = load(folder).model
     assert model.lm_head.weight is model.model.language_model.embed_tokens.weight
+
+
+def test_a_tied_head_needs_what_it_is_tied_to(folder: Path) -> None:
+    gone = ("lm_head.weight", "model.embed_tokens.weight")
+    rewrite(folder, lambda tensors: {key: one for key, one in tensors.items() if key not in gone})
+    set_config(folder, tie_word_embeddings=True)
+    assert "embed_tokens.weight" in refused(folder)
 
 
 def test_a_tensor_of_another_shape_is_named_with_both_shapes(folder: Path) -> None:
