@@ -63,14 +63,14 @@ def load_model(
         check_files(Path(name_or_path))
     where: dict[str, Any] = {"trust_remote_code": False}
     where |= {} if revision is None else {"revision": revision}
-    with _reading(name_or_path, "config.json"):
+    with _reading(name_or_path, "config.json", where):
         model_class = _class_of(name_or_path, where)
-    with _reading(name_or_path, _weights_text(name_or_path)):
+    with _reading(name_or_path, _weights_text(name_or_path), where):
         model = _model(model_class, name_or_path, dtype, attn_implementation, where)
-    with _reading(name_or_path, "its tokenizer"):
+    with _reading(name_or_path, "its tokenizer", where):
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, **where)
         tokenizer.chat_template = tokenizer.chat_template or _template(name_or_path, where)
-    with _reading(name_or_path, "how it wants its frames"):
+    with _reading(name_or_path, "how it wants its frames", where):
         vision = _load_vision(name_or_path, where)
     return LoadedModel(_own(model.to(device).eval()), tokenizer, vision)
 
@@ -148,16 +148,24 @@ def _without_its_table() -> Iterator[None]:
 
 
 @contextmanager
-def _reading(name_or_path: str, what: str) -> Iterator[None]:
+def _reading(name_or_path: str, what: str, where: Mapping[str, Any]) -> Iterator[None]:
     """Whatever the libraries raise for a file that they cannot read becomes a CheckpointError."""
     try:
         yield
     except Exception as error:  # tokenizers raises the bare class
         if isinstance(error, (CheckpointError, TypeError, *_NOT_ITS_FAULT)):
             raise
+        _check_snapshot(name_or_path, where)
         sentence = str(error).strip().partition("\n")[0].partition(". ")[0]
         reason = f"{type(error).__name__}: {sentence}"
         raise CheckpointError(f"{name_or_path!r}: {what} cannot be read ({reason})") from error
+
+
+def _check_snapshot(name_or_path: str, where: Mapping[str, Any]) -> None:
+    """The files of a hub model once they have failed: which of the copies in the cache is broken."""
+    path = _cached(name_or_path, "config.json", where)
+    if path is not None and not os.path.isdir(name_or_path):
+        check_files(Path(path).parent)
 
 
 @torch.no_grad()
@@ -193,14 +201,19 @@ def _load_vision(name_or_path: str, where: Mapping[str, Any]) -> VisionSettings:
 
 
 def _read_json(name_or_path: str, filename: str, where: Mapping[str, Any]) -> dict[str, Any]:
-    path = cached_file(
+    path = _cached(name_or_path, filename, where)
+    if path is None:
+        return {}
+    with open(path, encoding="utf-8") as file:
+        return dict(json.load(file))
+
+
+def _cached(name_or_path: str, filename: str, where: Mapping[str, Any]) -> str | None:
+    path: str | None = cached_file(
         name_or_path,
         filename,
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_gated_repo=False,
         revision=where.get("revision"),
     )
-    if path is None:
-        return {}
-    with open(path, encoding="utf-8") as file:
-        return dict(json.load(file))
+    return path

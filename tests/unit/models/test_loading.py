@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -252,6 +255,25 @@ def test_code_of_a_tokenizer_is_neither_run_nor_asked_for(
     path.write_text(json.dumps(json.loads(path.read_text()) | mapped))
     assert load(folder).tokenizer.chat_template  # the file of the tokenizer itself is data
     assert not ran.exists()
+
+
+def test_a_broken_file_in_the_hubs_cache_is_named(folder: Path, tmp_path: Path) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    place = tmp_path / "hub" / "models--owner--name"
+    (place / "refs").mkdir(parents=True)
+    (place / "refs" / "main").write_text(commit)
+    snapshot = Path(shutil.copytree(folder, place / "snapshots" / commit))
+    weights = snapshot / "model.safetensors"
+    weights.write_bytes(half(weights.read_bytes()))
+    code = (
+        "from flashvid.models import CheckpointError, load_model\n"
+        "try: load_model('owner/name', device='cpu', dtype='auto', revision=None, attn_implementation=None)\n"
+        "except CheckpointError as error: print(error)"
+    )
+    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+    assert done.stdout.startswith(f"{str(weights)!r} is cut short"), done.stderr
 
 
 def test_the_demo_checkpoint_is_sound() -> None:
