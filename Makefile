@@ -38,7 +38,7 @@ test: $(STAMP)  ## run the test suite
 NEWEST_VENV := .venv-newest$(if $(NEWEST),-index)
 OLDEST_VENV := .venv-oldest
 OLDEST := $(shell sed -n 's/.*"transformers>=\([0-9.]*\),.*/\1/p' pyproject.toml)
-LIBRARY_TESTS := tests/parity tests/golden tests/property tests/unit/inside tests/unit/generation tests/unit/compression
+LIBRARY_TESTS := tests/parity tests/golden tests/property $(addprefix tests/unit/,compression generation inside models)
 
 # $(call library_venv,folder,pins): all as in constraints.txt but what is pinned otherwise.
 define library_venv
