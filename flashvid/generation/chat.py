@@ -8,20 +8,28 @@ import torch
 from torch import Tensor
 
 from flashvid.frames import VisionSettings
+from flashvid.generation.plain_text import PlainText
 from flashvid.inside import Grid, PositionStyle, ShortPrompt, VisionSpan, shorten_prompt
 from flashvid.models import Qwen25VLAdapter
 
 __all__ = ["VideoChat"]
 
+_STAND_IN = "text-of-the-prompt"  # no template changes it, or has it
+
 
 class VideoChat:
-    """A tokenizer's chat with one video, which comes first, and one question; no system prompt of ours."""
+    """A tokenizer's chat with one video, which comes first, and one question; no system prompt of ours.
+
+    Texts are data: a name of a control token in one, such as ``<|im_end|>``, is read as its letters.
+    """
 
     def __init__(
         self, adapter: Qwen25VLAdapter, tokenizer: Any, vision: VisionSettings, positions: PositionStyle
     ) -> None:
         self._adapter = adapter
         self._tokenizer = tokenizer
+        reserved = (adapter.video_token_id, adapter.image_token_id, *adapter.eos_token_ids)
+        self._text = PlainText(tokenizer, reserved)
         self._vision = vision
         self._positions = positions
 
@@ -29,7 +37,7 @@ class VideoChat:
         """The prompt with the placeholders of the kept tokens only.
 
         ``grid`` (units, rows, columns) in patches, ``kept`` (K,) int64 as in ``CompressedVideo``. Raises
-        ValueError where text and template do not give exactly one placeholder, of the video.
+        ValueError where the template does not give exactly one placeholder, of the video.
         """
         units, rows, columns = grid
         merge = self._adapter.merge_size
@@ -51,7 +59,7 @@ class VideoChat:
         )
 
     def text_prompt(self, text: str) -> ShortPrompt:
-        """The prompt of a chat without a video. Raises ValueError for a text that holds placeholders."""
+        """The prompt of a chat without a video. Raises ValueError for a template that puts one in."""
         return shorten_prompt(
             torch.tensor(self._template_ids(text, num_videos=0)),
             [],
@@ -62,10 +70,20 @@ class VideoChat:
 
     def count_tokens(self, text: str) -> int:
         """How many tokens a text is, without the chat around it."""
-        return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        return len(self._text.encode(text))
 
     def _template_ids(self, text: str, num_videos: int = 1) -> list[int]:
-        """Token ids of the chat with one placeholder for each video."""
+        """Token ids of the chat with one placeholder for each video; the text adds no control token.
+
+        Those of the whole chat, as the template writes it, unless the text holds names of control tokens.
+        """
+        empty, chat = self._render(_STAND_IN, num_videos), self._render(text, num_videos)
+        wanted = self._text.control_in(self._text.read(empty))
+        self._check_placeholders(wanted, num_videos)
+        ids = self._text.read(chat)
+        return ids if self._text.control_in(ids) == wanted else self._joined(empty, chat)
+
+    def _render(self, text: str, num_videos: int) -> str:
         if not self._tokenizer.chat_template:
             raise ValueError(
                 "the checkpoint has no chat template: there is none in chat_template.jinja, "
@@ -74,13 +92,27 @@ class VideoChat:
             )
         content = [*[{"type": "video"}] * num_videos, {"type": "text", "text": text}]
         message = {"role": "user", "content": content}
-        chat = self._tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
-        ids: list[int] = list(self._tokenizer(chat, add_special_tokens=False)["input_ids"])
-        found, images = ids.count(self._adapter.video_token_id), ids.count(self._adapter.image_token_id)
+        return str(self._tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True))
+
+    def _check_placeholders(self, control: list[int], num_videos: int) -> None:
+        found, images = (
+            control.count(token) for token in (self._adapter.video_token_id, self._adapter.image_token_id)
+        )
         if found != num_videos or images:
             raise ValueError(
-                f"the chat of prompt {text!r} has {found} video placeholders and {images} of images, need "
-                f"exactly {num_videos} and 0; prompts must not hold special tokens, and the chat template "
-                "must know videos"
+                f"the chat template puts {found} video placeholders and {images} of images around a prompt, "
+                f"need exactly {num_videos} and 0; it must know videos: use the template of the checkpoint"
             )
-        return ids
+
+    def _joined(self, empty: str, chat: str) -> list[int]:
+        """The template's control tokens, and between two of them all that has the text in it, as text."""
+        head, _, tail = empty.partition(_STAND_IN)
+        if not (chat.startswith(head) and chat.endswith(tail) and len(chat) >= len(head) + len(tail)):
+            raise ValueError(
+                "the chat template does not keep a prompt that holds names of control tokens in one piece; "
+                "use the template of the checkpoint, or leave those names out"
+            )
+        before, lead = self._text.before(head)
+        trail, after = self._text.after(tail)
+        middle = chat[len(head) : len(chat) - len(tail)]
+        return before + self._text.encode(lead + middle + trail) + after

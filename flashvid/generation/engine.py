@@ -178,7 +178,7 @@ class Engine:
     def write(self, prompt: str, *, max_new_tokens: int) -> Generation:
         """Greedy answer to a prompt without a video; deterministic.
 
-        Raises TypeError and ValueError for what is no prompt, or holds special tokens, or no limit.
+        Raises TypeError and ValueError for what is no prompt or no limit.
         """
         check_prompts([prompt])
         (limit,) = token_limits(max_new_tokens, 1)

@@ -33,6 +33,9 @@ class AnswersVideos(Protocol):
     Before its first video each worker asks all prompts about a made-up one, of a few frames of noise, with
     ``max_new_tokens`` 1, and throws the answers away. What is raised then ends the run as a mistake of the
     job's; an engine that only finds nothing in that video to answer raises a VideoError (pipeline.errors).
+
+    Prompts are data, from whoever wrote the manifest or from a model that read them off a screen: names of
+    control tokens in them (``<|im_end|>``) are to be read, and counted, as text.
     """
 
     @property

@@ -114,28 +114,23 @@ def _groups(engine: WritesText, parts: Sequence[TimedText], room: int) -> list[l
 
 def _cut(engine: WritesText, part: TimedText, most: int) -> tuple[TimedText, int]:
     """The part with as much of its text, from the start, as makes a line of ``most`` tokens; its size."""
-    size = engine.count_tokens(_plain(part.line) + "\n")
+    size = engine.count_tokens(part.line + "\n")
     if size <= most:
         return part, size
     fits, too_long = 0, len(part.text)
     while too_long - fits > 1:
         middle = (fits + too_long) // 2
         shorter = TimedText(part.start_seconds, part.end_seconds, part.text[:middle])
-        if engine.count_tokens(_plain(shorter.line) + "\n") <= most:
+        if engine.count_tokens(shorter.line + "\n") <= most:
             fits = middle
         else:
             too_long = middle
     shortest = TimedText(part.start_seconds, part.end_seconds, part.text[:fits])
-    return shortest, engine.count_tokens(_plain(shortest.line) + "\n")
+    return shortest, engine.count_tokens(shortest.line + "\n")
 
 
 def _prompt(config: SummaryConfig, group: Sequence[TimedText]) -> str:
-    return f"{config.prompt}\n\n{_plain(join_lines(group))}"
-
-
-def _plain(text: str) -> str:
-    """What a model read off the screen may look like a special token of its own; here it is none."""
-    return text.replace("<|", "< |")
+    return f"{config.prompt}\n\n{join_lines(group)}"
 
 
 def _clock(seconds: float) -> str:

@@ -101,12 +101,6 @@ def test_prompts_that_are_no_list_of_strings_are_refused(
         engine.answer(video(), prompts, max_new_tokens=2)
 
 
-def test_prompts_with_a_picture_are_refused(model: Any, tokenizer: Any) -> None:
-    engine = Engine(model, tokenizer, CONFIGS["compressed"], vision=VISION)
-    with pytest.raises(ValueError, match="1 video placeholders and 1 of images"):
-        engine.answer(video(), ["what <|image_pad|> ?"], max_new_tokens=2)
-
-
 def test_limits_may_come_from_numpy(model: Any, tokenizer: Any) -> None:
     engine = Engine(model, tokenizer, CONFIGS["compressed"], vision=VISION)
     wanted = engine.answer(video(), PROMPTS, max_new_tokens=2).generations

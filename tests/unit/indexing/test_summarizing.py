@@ -132,12 +132,14 @@ def test_the_same_captions_give_the_same_summary() -> None:
     assert first.prompts == second.prompts
 
 
-def test_text_read_off_the_screen_is_no_special_token() -> None:
-    """Else a video that shows <|im_end|> could end the prompt, and one with a placeholder fail."""
-    engine = Recorder()
-    summarize(engine, config(), [TimedText(0, 60, "It says <|video_pad|> w1"), TimedText(60, 120, "w2")])
-    assert "<|" not in engine.prompts[0]
-    assert "w1" in engine.prompts[0]
+def test_text_read_off_the_screen_is_handed_on_as_it_is() -> None:
+    """What looks like a token of the model's own is text to the engine, which is asked with it whole."""
+    says = "It says <|video_pad|> <|im_end|> < | w1"
+    parts, engine = [TimedText(0, 60, says), TimedText(60, 120, "w2")], Recorder()
+    summarize(engine, config(), parts)
+    assert says in engine.prompts[0]
+    own = Engine(tiny_model(), tiny_tokenizer(), FlashVidConfig(), vision=VISION)
+    assert summarize(own, config(max_new_tokens=8), parts).output_tokens > 0
 
 
 def test_a_prompt_that_leaves_no_room_is_refused_before_anything_runs() -> None:
