@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         OutputConfig,
         SummaryConfig,
         WindowsConfig,
+        too_long,
     )
 else:
     __getattr__, __dir__, _ = lazy_loader.attach(
@@ -36,6 +37,7 @@ else:
                 "OutputConfig",
                 "SummaryConfig",
                 "WindowsConfig",
+                "too_long",
             ],
         },
     )
@@ -51,4 +53,5 @@ __all__ = [
     "SummaryConfig",
     "WindowsConfig",
     "load_config",
+    "too_long",
 ]

@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, get_args
 
-from pydantic import ValidationError, field_validator
+from pydantic import ValidationError, ValidationInfo, field_validator
 
 from flashvid.config import FlashVidConfig
 from flashvid.profiles import PROFILES, profile_settings
@@ -33,6 +33,7 @@ from pipeline.config.sections import (
     SummaryConfig,
     WindowsConfig,
     WorkersConfig,
+    too_long,
 )
 from pipeline.config.text import explain, gather
 from pipeline.errors import UserError
@@ -85,6 +86,17 @@ class JobConfig(Section):
             return value
         fields = {name: item for name, item in value.items() if name != _PROFILE}
         return {**profile_settings(value[_PROFILE]), **fields}
+
+    @field_validator("windows", "prompts")
+    @classmethod
+    def _prompts_fit(
+        cls, value: WindowsConfig | PromptsConfig | None, info: ValidationInfo
+    ) -> WindowsConfig | PromptsConfig | None:
+        corpus: CorpusConfig | None = info.data.get("corpus")  # None: it is not valid itself
+        for name, text in _prompts_in(value):
+            if corpus is not None and len(text) > corpus.max_question_chars:
+                raise ValueError(f"{name} {text[:60]!r}… {too_long(text, corpus.max_question_chars)}")
+        return value
 
     @property
     def num_frames(self) -> int:
@@ -144,6 +156,15 @@ def load_config(
     except ValidationError as error:
         given = [*(text.partition("=")[0] for text in overrides), *values]
         raise UserError(explain(error.errors(), raw, _sections(), path=path, given=given)) from None
+
+
+def _prompts_in(section: WindowsConfig | PromptsConfig | None) -> Iterator[tuple[str, str]]:
+    """The texts that the model is asked, by their settings."""
+    if isinstance(section, PromptsConfig):
+        yield "prompts.caption", section.caption
+        yield from ((f"prompts.questions, {one.question_id!r}:"[:100], one.text) for one in section.questions)
+    elif section is not None and section.summary is not None:
+        yield "windows.summary.prompt", section.summary.prompt
 
 
 def _as_floats(value: Any) -> Any:

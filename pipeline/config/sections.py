@@ -24,6 +24,7 @@ __all__ = [
     "SummaryConfig",
     "WindowsConfig",
     "WorkersConfig",
+    "too_long",
 ]
 
 VIDEO_SUFFIXES = ("mp4", "m4v", "mov", "mkv", "webm", "avi", "mpg", "mpeg", "ts", "wmv", "flv", "3gp", "ogv")
@@ -54,6 +55,7 @@ class CorpusConfig(Section):
 
     ``format: auto`` goes by the suffix: .parquet, .csv, .jsonl and .ndjson are manifests, .tar are shards.
     ``slice: i/n`` takes the i-th of n disjoint parts, 0 <= i < n, by a hash of the video's id.
+    ``max_question_chars``: of each question of a manifest, and of each of the job's own prompts.
     ``columns``: columns to carry over, name -> type (a list of names: all text).
     """
 
@@ -65,6 +67,7 @@ class CorpusConfig(Section):
     slice: Annotated[str, Field(pattern=r"^\d{1,6}/\d{1,6}$")] | None = None
     min_video_bytes: Annotated[int, Field(ge=0)] = 0
     max_video_bytes: Annotated[int, Field(ge=1)] = 20 * 2**30
+    max_question_chars: Annotated[int, Field(ge=1)] = 16_384
     columns: dict[str, Literal["string", "int64", "float64", "bool", "timestamp"]] = {}
     manifest: ManifestConfig = ManifestConfig()
 
@@ -96,6 +99,11 @@ class CorpusConfig(Section):
             if number >= count:
                 raise ValueError(f"{value!r} must be i/n with 0 <= i < n; the slices of 4 are 0/4 to 3/4")
         return value
+
+
+def too_long(text: str, max_chars: int) -> str:
+    """What to say of a text of more characters than ``corpus.max_question_chars``."""
+    return f"has {len(text)} characters, more than corpus.max_question_chars={max_chars}; shorten or raise it"
 
 
 class OutputConfig(Section):

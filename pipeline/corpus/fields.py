@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from datetime import date, datetime, time, timezone
 from typing import Any
 
-from pipeline.config import CorpusConfig
+from pipeline.config import CorpusConfig, too_long
 from pipeline.records import Question
 
 __all__ = ["FieldError", "Fields", "shortened", "text_of"]
@@ -17,6 +18,8 @@ MAX_TEXT_CHARS = 8192  # of a uri
 MAX_ID_CHARS = 512
 MAX_QUESTIONS = 1000
 MAX_SHOWN_CHARS = 200
+# How a list of questions begins in JSON, or in what Python prints; "{what} is this?" and "[1] …" do not.
+_JSON = re.compile(r"""\s*\[\s*(["'{\[\]]|null)|\s*\{\s*["'}]""")
 _TRUE, _FALSE = ("true", "yes", "1", "t", "y"), ("false", "no", "0", "f", "n")
 
 
@@ -40,6 +43,7 @@ class Fields:
     def __init__(self, config: CorpusConfig) -> None:
         self.names = config.manifest
         self.columns = config.columns
+        self._max_question_chars = config.max_question_chars
 
     def address(self, values: Mapping[str, Any]) -> str:
         """The uri as written."""
@@ -108,21 +112,41 @@ class Fields:
         return seconds + 0.0  # -0.0 is 0.0
 
     def questions(self, values: Mapping[str, Any]) -> tuple[Question, ...]:
-        """The row's own questions: a text, a list of texts or of {id, text}, or that list as JSON."""
+        """The row's own questions: a text, a list of texts or of {id, text}, or that list as JSON.
+
+        A text that begins as JSON does ('["', '[{', '{"' …) must be JSON; any other is the question itself.
+        An empty text or list is none.
+        """
         name = self.names.questions_column
         value = values.get(name)
+        if isinstance(value, str | bytes):
+            text = text_of(name, value)
+            value = _from_json(name, text) if _JSON.match(text) else [text] if text.strip() else None
         if value is None:
             return ()
-        if isinstance(value, str | bytes):
-            value = text_of(name, value)
-            value = _from_json(name, value) if value.lstrip().startswith(("[", "{")) else [value]
         items = [value] if isinstance(value, Mapping) else value
         if not isinstance(items, list) or len(items) > MAX_QUESTIONS:
             raise FieldError(name, value, f"must be a text or a list of at most {MAX_QUESTIONS} questions")
-        found = tuple(_question(name, item, number) for number, item in enumerate(items, start=1))
+        found = tuple(self._question(name, item, number) for number, item in enumerate(items, start=1))
         if len({question.question_id for question in found}) < len(found):
             raise FieldError(name, value, "the ids of a row's questions must differ")
         return found
+
+    def _question(self, column: str, item: Any, number: int) -> Question:
+        fields = dict(item) if isinstance(item, Mapping) else {"text": item}
+        text = fields.pop("text", None)
+        own = [fields.pop(name, None) for name in ("id", "question_id")]
+        question_id = next((one for one in own if one is not None), f"own{number}")
+        if fields or not isinstance(text, str | bytes) or not text.strip():
+            raise FieldError(column, item, "a question is a text or {id, text}")
+        if _is_whole(question_id):
+            question_id = str(question_id)
+        question = Question(text_of(column, question_id), text_of(column, text))
+        if len(question.question_id) > MAX_ID_CHARS:
+            raise FieldError(column, question_id, f"an id must have at most {MAX_ID_CHARS} characters")
+        if len(question.text) > self._max_question_chars:
+            raise FieldError(column, text, too_long(question.text, self._max_question_chars))
+        return question
 
     def extra(self, values: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
         """The columns to carry over, as (name, value of the type asked for or None)."""
@@ -142,23 +166,12 @@ def text_of(column: str, value: Any) -> str:
     return value
 
 
-def _question(column: str, item: Any, number: int) -> Question:
-    fields = dict(item) if isinstance(item, Mapping) else {"text": item}
-    text = fields.pop("text", None)
-    own = [fields.pop(name, None) for name in ("id", "question_id")]
-    question_id = next((one for one in own if one is not None), f"own{number}")
-    if fields or not isinstance(text, str | bytes) or not text.strip():
-        raise FieldError(column, item, "a question is a text or {id, text}")
-    if _is_whole(question_id):
-        question_id = str(question_id)
-    return Question(text_of(column, question_id), text_of(column, text))
-
-
 def _from_json(column: str, value: str) -> Any:
     try:
         return json.loads(value)
     except (ValueError, RecursionError) as error:
-        raise FieldError(column, value, f"begins as JSON does, and is none: {error}") from None
+        rule = f'begins as JSON does, and is none: {error}; to ask just this, put it into a list: ["…"]'
+        raise FieldError(column, value, rule) from None
 
 
 def _convert(column: str, value: Any, kind: str) -> Any:

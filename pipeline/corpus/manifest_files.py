@@ -10,13 +10,13 @@ import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime, timezone
 from typing import IO, Any, NamedTuple, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.corpus.fields import shortened
+from pipeline.corpus.parquet_cells import MAX_CELL_BYTES, read_cells
 from pipeline.errors import UserError
 from pipeline.stores import ask_store, local_path_of, open_store, without_query
 
@@ -25,15 +25,14 @@ __all__ = ["MANIFEST_SUFFIXES", "Row", "Wanted", "read_rows"]
 _TEXT = (".csv", ".jsonl", ".ndjson")
 MANIFEST_SUFFIXES = (".parquet", *(text + packed for text in _TEXT for packed in ("", ".gz", ".zst")))
 MAX_COLUMNS = 10_000
-MAX_LINE_BYTES = 4 * 2**20
+MAX_LINE_BYTES = MAX_CELL_BYTES
 MAX_FOOTER_BYTES = 32 * 2**20
-_BATCH_ROWS = 1024
 _BUFFER_BYTES = 2**20
 _LOOK_ROWS = 100  # JSONL names its columns row by row: so many are looked at for those asked for
 
 
 class Row(NamedTuple):
-    """One row: its number from 1, headers not counted; its values without nulls; or why it has none."""
+    """One row: its number from 1, headers not counted; its values without nulls; why it cannot be meant."""
 
     number: int
     values: Mapping[str, Any]
@@ -131,13 +130,9 @@ def _parquet_rows(file: IO[bytes], uri: str, wanted: Wanted) -> Iterator[Row]:
     names = table.schema_arrow.names
     _check_columns(names, uri, wanted)
     columns = [name for name in names if name in wanted.all]
-    number = 0
-    for batch in table.iter_batches(_BATCH_ROWS, columns=columns, use_threads=False):
-        values = [_plain(column) for column in batch.columns]
-        for row in zip(*values, strict=True):
-            number += 1
-            pairs = zip(batch.schema.names, row, strict=True)
-            yield Row(number, {name: value for name, value in pairs if value is not None})
+    for number, (values, large) in enumerate(read_cells(file, table, columns), start=1):
+        rule = f"the cell in {large!r} has more than {MAX_CELL_BYTES} bytes; shorten it, or leave it empty"
+        yield Row(number, values, rule if large else None)
 
 
 def _check_footer(file: IO[bytes], uri: str) -> None:
@@ -154,35 +149,6 @@ def _check_footer(file: IO[bytes], uri: str) -> None:
             "columns that are used, or write larger row groups"
         )
     file.seek(0)
-
-
-def _plain(column: pa.Array) -> list[Any]:
-    """Python values. Times in microseconds, with a zone in UTC; text not UTF-8 is bytes, far-off times ints.
-
-    Arrow would ask the machine for its list of zones, which may lack one; what it stores is UTC.
-    """
-    zone = None
-    if pa.types.is_timestamp(column.type):
-        zone, unit = column.type.tz, column.type.unit
-        column = column.cast(pa.int64()).cast(pa.timestamp(unit))
-        column = column.cast(pa.timestamp("us"), safe=False) if unit == "ns" else column
-    try:
-        values = list(column.to_pylist())
-    except (ValueError, OverflowError):
-        values = [_plain_scalar(scalar) for scalar in column]
-    if zone is None:
-        return values
-    return [one.replace(tzinfo=timezone.utc) if isinstance(one, datetime) else one for one in values]
-
-
-def _plain_scalar(scalar: Any) -> Any:
-    try:
-        return scalar.as_py()
-    except (ValueError, OverflowError) as error:
-        if not isinstance(error, UnicodeDecodeError):
-            return getattr(scalar, "value", None) or str(error)  # a moment beyond what Python has
-        buffer = scalar.as_buffer() if hasattr(scalar, "as_buffer") else None
-        return buffer.to_pybytes() if buffer is not None else b"\xff"
 
 
 def _lines(file: IO[bytes], uri: str) -> Iterator[bytes]:

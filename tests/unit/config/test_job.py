@@ -136,6 +136,27 @@ def test_refusals_name_key_value_rule_and_way_out(override: str, texts: list[str
         assert text in said
 
 
+@pytest.mark.parametrize(
+    ("override", "name"),
+    [
+        ("prompts.caption={0}", "prompts.caption"),
+        ("prompts.questions=[Who, {0}]", "prompts.questions, 'q2'"),
+        ("windows={{length_seconds: 5, summary: {{prompt: {0}}}}}", "windows.summary.prompt"),
+    ],
+)
+def test_a_prompt_that_is_too_long_is_refused(override: str, name: str) -> None:
+    text = refusal(override.format("x" * 16_385))
+    assert name in text
+    assert "has 16385 characters, more than corpus.max_question_chars=16384; shorten or raise it" in text
+    assert len(text) < 500
+    assert config(override.format("x" * 16_384)).fingerprint("r")
+    assert config(override.format("x" * 16_385), "corpus.max_question_chars=20000").fingerprint("r")
+
+
+def test_the_length_of_questions_is_not_in_the_fingerprint() -> None:
+    assert config("corpus.max_question_chars=99").fingerprint("r") == config().fingerprint("r")
+
+
 def test_what_must_be_given_is_said() -> None:
     with pytest.raises(UserError) as error:
         load_config(None)

@@ -17,6 +17,7 @@ import pytest
 from pipeline.config.sections import CorpusConfig
 from pipeline.corpus.listing import list_videos, video_id_for
 from pipeline.corpus.manifest_files import MAX_COLUMNS, MAX_LINE_BYTES
+from pipeline.corpus.parquet_cells import MAX_CELL_BYTES, read_cells
 from pipeline.errors import Reason, UserError
 from pipeline.output.schemas import video_schema
 from pipeline.records import Question, VideoRef
@@ -121,6 +122,63 @@ def test_other_questions_are_another_version_of_the_same_video(videos: Path) -> 
     assert (len(versions), len(ids)) == (4, 1), "a question named as it would be named anyway is the same"
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("empty", [None, "", "  \n", "[]", " [ ]"])
+def test_an_empty_cell_of_questions_is_none(videos: Path, kind: str, empty: str | None) -> None:
+    rows = [{"uri": "videos/a.mp4", "questions": empty}, {"uri": "videos/b.mp4", "questions": "Who?"}]
+    first, second = refs(write(videos / f"m.{kind}", rows))
+    assert (first.problem, first.questions) == (None, ())
+    assert second.questions == (Question("own1", "Who?"),)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "text",
+    ["{what} is this?", "[1] what is this?", "{ 1 } or", "[music] who sings?", " {x", "[x]"],
+)
+def test_a_question_may_begin_with_a_bracket(videos: Path, kind: str, text: str) -> None:
+    (ref,) = refs(write(videos / f"m.{kind}", [{"uri": "videos/a.mp4", "questions": text}]))
+    assert (ref.problem, ref.questions) == (None, (Question("own1", text),))
+
+
+def test_the_length_of_a_question_is_a_setting(videos: Path) -> None:
+    rows = [{"uri": "videos/a.mp4", "questions": "x" * 20}, {"uri": "videos/b.mp4", "questions": "x" * 21}]
+    first, second = refs(write(videos / "m.jsonl", rows), max_question_chars=20)
+    assert len(first.questions[0].text) == 20
+    assert "row 2: questions='xxxxxxxxxxxxxxxxxxxxx': has 21 characters" in problem(second)
+    assert not any(ref.problem for ref in refs(videos / "m.jsonl"))
+
+
+@pytest.mark.parametrize("others", [[], ["Who?"], ["Who?"] * 2000])
+@pytest.mark.parametrize("is_list", [False, True])
+def test_a_cell_that_inflates_is_its_rows_failure(videos: Path, others: list[str], is_list: bool) -> None:
+    texts: list[Any] = ["x" * (MAX_CELL_BYTES + 1), *others]
+    table = pa.table(
+        {
+            "uri": [f"{number}.mp4" for number in range(len(texts))],
+            "questions": [[text] for text in texts] if is_list else texts,
+        }
+    )
+    pq.write_table(table, videos / "m.parquet", compression="zstd")
+    assert (videos / "m.parquet").stat().st_size < 100_000
+    first, *rest = refs(videos / "m.parquet")
+    assert f"row 1: the cell in 'questions' has more than {MAX_CELL_BYTES} bytes" in problem(first)
+    assert first.uri.endswith("/0.mp4")
+    assert [ref.questions for ref in rest] == [(Question("own1", text),) for text in others]
+
+
+def test_a_text_of_the_dictionary_is_not_unpacked_for_a_thousand_rows_at_once(tmp_path: Path) -> None:
+    """Here 400 rows of 3 MB each, 1.2 GB that take some kB in the file."""
+    table = pa.table({"uri": pa.array(["x" * 3_000_000]).take(pa.array([0] * 50))})
+    with pq.ParquetWriter(tmp_path / "m.parquet", table.schema, compression="zstd") as writer:
+        writer.write_table(pa.concat_tables([table] * 8), row_group_size=1000)
+    with (tmp_path / "m.parquet").open("rb") as file:
+        before = pa.total_allocated_bytes()
+        values, large = next(read_cells(file, pq.ParquetFile(file), ["uri"]))
+        assert (len(values["uri"]), large) == (3_000_000, None)
+        assert pa.total_allocated_bytes() - before < 600 * 2**20
+
+
 def test_questions_as_json_text_and_as_structs(videos: Path) -> None:
     asked = [{"id": "who", "text": "Who?"}, {"id": "what", "text": "What, \"exactly\"?"}]  # fmt: skip
     expected = (Question("who", "Who?"), Question("what", 'What, "exactly"?'))
@@ -157,6 +215,10 @@ def test_questions_as_json_text_and_as_structs(videos: Path) -> None:
         ({"uri": "a.mp4", "questions": [{"id": "a"}]}, "a question is a text or {id, text}"),
         ({"uri": "a.mp4", "questions": [{"text": "x", "by": 1}]}, "a question is a text or {id, text}"),
         ({"uri": "a.mp4", "questions": '["x"'}, "begins as JSON does, and is none"),
+        ({"uri": "a.mp4", "questions": "['x', 'y']"}, "to ask just this, put it into a list"),
+        ({"uri": "a.mp4", "questions": "{'text': 'x'}"}, "begins as JSON does, and is none"),
+        ({"uri": "a.mp4", "questions": ["x", "y" * 16_385]}, "has 16385 characters, more than corpus.max_"),
+        ({"uri": "a.mp4", "questions": [{"id": "i" * 513, "text": "x"}]}, "must have at most 512 characters"),
         ({"uri": "a.mp4", "questions": "[" * 100_000}, "begins as JSON does, and is none"),
         ({"uri": "a.mp4", "questions": [{"id": "a", "text": "x"}, {"id": "a", "text": "y"}]}, "must differ"),
         ({"uri": "a.mp4", "n": "1.5"}, "n='1.5': must be a whole number of 64 bits"),
