@@ -93,6 +93,8 @@ def print_report(
         console.print(_nothing_text(report), soft_wrap=True)
     else:
         _print_counts(console, report)
+    if passed := _passed_over_text(report):
+        console.print(passed, soft_wrap=True)
     if report.worker_losses:
         rows = [(_short(why), number) for why, number in report.worker_losses.items()]
         print_table(console, "workers that were lost", ("why", "times"), rows, right=(1,))
@@ -103,6 +105,16 @@ def print_report(
     if counts.indexed or counts.skipped_indexed:
         console.print(f"rows in {table}/*.parquet; in DuckDB, for example:", soft_wrap=True)
         console.print(f"  select uri, caption from '{table}/*.parquet' limit 5;", soft_wrap=True)
+
+
+def _passed_over_text(report: RunReport) -> str:
+    """What was seen and is no input; empty where there was nothing of the kind."""
+    kinds = (
+        (report.not_videos, "AppleDouble file", "which macOS puts beside others"),
+        (report.unused_metadata, ".json member", "of tar shards that belong to no video"),
+    )
+    parts = [f"{_count(number, noun)} {rest}" for number, noun, rest in kinds if number]
+    return f"passed over: {'; '.join(parts)}" if parts else ""
 
 
 def _nothing_text(report: RunReport) -> str:

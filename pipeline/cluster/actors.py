@@ -64,7 +64,8 @@ class Coordinator(Coordination):
     def _listing(self) -> Iterator[VideoRef]:
         """The corpus, without what this run itself writes where that lies within it."""
         config, cache = self._config, self._store.shard_cache()
-        return list_videos(config.corpus, index_cache=cache, skip=config.written_folders)
+        skip = config.written_folders
+        return list_videos(config.corpus, index_cache=cache, skip=skip, passed_over=self._passed_over)
 
     def _every(self, seconds: float, call: Callable[[], None]) -> None:
         while not self._ended.wait(seconds):

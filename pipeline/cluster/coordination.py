@@ -20,6 +20,7 @@ from pipeline.cluster.fleet import Roster
 from pipeline.cluster.ledger import Ledger
 from pipeline.cluster.protocol import TELL_SECONDS, LeaseReply, Message, Reply, Run, WorkerSeconds
 from pipeline.cluster.report import Progress, RunReport
+from pipeline.corpus import PassedOver
 from pipeline.errors import Reason, Stage, UserError, VideoError
 from pipeline.indexing import unknown_revision
 from pipeline.output import Earlier, Key
@@ -63,6 +64,7 @@ class Coordination:
         self._opened = self._ticked = time.monotonic()
         self.metrics_url: str | None = None
         self._warnings: tuple[str, ...] = ()
+        self._passed_over = PassedOver()  # by the listing
 
     def open(self) -> None:
         """Take the output, check what it is bound to, and read back what earlier runs settled.
@@ -325,6 +327,8 @@ class Coordination:
                 lost_workers=self._roster.lost,
                 worker_losses=self._roster.losses,
                 warnings=self._warnings,
+                not_videos=self._passed_over.not_videos,
+                unused_metadata=self._passed_over.unused_metadata,
                 error=str(self._error) or repr(self._error) if self._error else None,
                 is_user_error=isinstance(self._error, UserError),
             )

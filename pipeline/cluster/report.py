@@ -84,6 +84,8 @@ class Progress:
     is_user_error: bool = False
     worker_losses: Mapping[str, int] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    not_videos: int = 0
+    unused_metadata: int = 0
 
     @property
     def is_done(self) -> bool:
@@ -108,6 +110,7 @@ class RunReport:
     0 every input accounted for; 3 the sum does not close or the run could not finish; 130 interrupted.
     ``heal``: the reasons that were healed, empty for any; only videos that had failed for them are listed
     then. None: an ordinary run. ``worker_losses``: how many workers died or did not start, by why.
+    ``not_videos``, ``unused_metadata``: what the listing passed over, as in ``PassedOver``; in no sum.
     """
 
     run_id: str
@@ -124,6 +127,8 @@ class RunReport:
     error: str | None = None
     heal: tuple[str, ...] | None = None
     worker_losses: Mapping[str, int] = field(default_factory=dict)
+    not_videos: int = 0
+    unused_metadata: int = 0
 
     @classmethod
     def of(
@@ -153,6 +158,8 @@ class RunReport:
             error=error,
             heal=run.heal,
             worker_losses=progress.worker_losses,
+            not_videos=progress.not_videos,
+            unused_metadata=progress.unused_metadata,
         )
 
     @property

@@ -13,6 +13,7 @@ import lazy_loader
 if TYPE_CHECKING:
     from pipeline.config.job import JobConfig, load_config
     from pipeline.config.sections import (
+        VIDEO_SUFFIXES,
         CorpusConfig,
         DecodingConfig,
         ManifestConfig,
@@ -29,6 +30,7 @@ else:
         submod_attrs={
             "job": ["JobConfig", "load_config"],
             "sections": [
+                "VIDEO_SUFFIXES",
                 "CorpusConfig",
                 "DecodingConfig",
                 "ManifestConfig",
@@ -43,6 +45,7 @@ else:
     )
 
 __all__ = [
+    "VIDEO_SUFFIXES",
     "CorpusConfig",
     "DecodingConfig",
     "JobConfig",

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from pipeline.records import VIDEO_COLUMNS, Question
 
 __all__ = [
+    "VIDEO_SUFFIXES",
     "CorpusConfig",
     "DecodingConfig",
     "FramesConfig",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from pipeline.records import Problem
 
-__all__ = ["Entry", "Listing"]
+__all__ = ["Entry", "Listing", "PassedOver"]
 
 
 class Entry(NamedTuple):
@@ -21,6 +22,18 @@ class Entry(NamedTuple):
     version: str
     size_bytes: int
     problem: Problem | None = None
+
+
+@dataclass
+class PassedOver:
+    """What was seen and is no input, so that it is in no sum; counted while listing goes on.
+
+    ``not_videos``: AppleDouble files under the names of videos, shards or manifests. ``unused_metadata``:
+    .json members of tar shards that belong to no video.
+    """
+
+    not_videos: int = 0
+    unused_metadata: int = 0
 
 
 class Listing(Protocol):

@@ -9,11 +9,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
 from pipeline.config import CorpusConfig
-from pipeline.corpus.entries import Entry, Listing
+from pipeline.corpus.apple_double import MAGIC_BYTES, is_apple_double, may_be_apple_double
+from pipeline.corpus.entries import Entry, Listing, PassedOver
 from pipeline.corpus.identity import Found, IdSet, derived_id, id_hash, is_in_slice
 from pipeline.corpus.local import open_local
 from pipeline.corpus.manifest_files import MANIFEST_SUFFIXES
 from pipeline.corpus.manifests import list_manifest
+from pipeline.corpus.map_ahead import map_ahead
+from pipeline.corpus.ranges import Opener, range_opener
 from pipeline.corpus.remote import open_remote
 from pipeline.corpus.shard_index import IndexCache
 from pipeline.corpus.shards import SHARD_SUFFIXES, list_shards
@@ -23,12 +26,17 @@ from pipeline.stores import NO_VERSION, TAR_URI, canonical_uri, local_path_of, w
 
 __all__ = ["IndexCache", "corpus_format", "list_videos", "open_listing", "video_id_for"]
 
+_NUM_LOOKS = 16  # at once, at first bytes
 _NO_VIDEOS = (".tsv", ".json", ".xlsx", ".xls", ".zip", ".csv.bz2", ".csv.xz")
 _NAMES = {"files": "files", "manifest": "rows", "tar": "members"}
 
 
 def list_videos(
-    config: CorpusConfig, *, index_cache: IndexCache | None = None, skip: Sequence[str] = ()
+    config: CorpusConfig,
+    *,
+    index_cache: IndexCache | None = None,
+    skip: Sequence[str] = (),
+    passed_over: PassedOver | None = None,
 ) -> Iterator[VideoRef]:
     """The corpus, one reference at a time; no video is opened.
 
@@ -39,10 +47,11 @@ def list_videos(
     ``max_video_bytes``, a broken shard) is listed with its problem; empty files are listed too.
 
     ``index_cache`` keeps the indexes of tar shards. Folders at the uris ``skip`` are not entered.
+    ``passed_over`` counts what is no input: AppleDouble files, and JSON in shards that belongs to no video.
     Raises UserError where the place does not exist or cannot be listed, where nothing matches (with what was
     passed over, and by which rule), and where two videos would have the same id.
     """
-    corpus = _Corpus(config, index_cache, skip)
+    corpus = _Corpus(config, index_cache, skip, passed_over or PassedOver())
     ids = IdSet()
     num_listed = 0
     for found in corpus.found():
@@ -101,8 +110,11 @@ def open_listing(uri: str, is_pruned: Callable[[str], bool], skip: Sequence[str]
 class _Corpus:
     """The inputs of one configuration before limits on size and number; may be gone through again."""
 
-    def __init__(self, config: CorpusConfig, cache: IndexCache | None, skip: Sequence[str]) -> None:
+    def __init__(
+        self, config: CorpusConfig, cache: IndexCache | None, skip: Sequence[str], passed_over: PassedOver
+    ) -> None:
         self._config, self._cache = config, cache
+        self._passed_over = passed_over
         self._excluded = _Patterns(config.exclude)
         self._format = corpus_format(config)
         if self._format == "files" and config.columns:
@@ -129,7 +141,7 @@ class _Corpus:
     def found(self, look_up: bool = True) -> Iterator[Found]:
         """Every input of this slice, in order. ``look_up`` False may leave versions and sizes open."""
         if self._format == "files":
-            for entry in self._listing.entries(self._admits(self._inputs, self._file_patterns())):
+            for entry in self._entries(self._admits(self._inputs, self._file_patterns())):
                 video_id = derived_id(entry.uri)
                 if self._wants(video_id):
                     ref = VideoRef(video_id, entry.uri, entry.version, entry.size_bytes)
@@ -142,7 +154,10 @@ class _Corpus:
         else:
             admits = self._admits(self._inputs, self._config.include)
             shards = self._files_named(SHARD_SUFFIXES)
-            yield from list_shards(self._config, shards, admits, self._wants, self._cache)
+            passed = self._passed_over
+            yield from list_shards(
+                self._config, shards, admits, self._wants, cache=self._cache, passed_over=passed
+            )
 
     def is_too_small(self, ref: VideoRef) -> bool:
         """Whether the video is passed over for its size; never one whose size could not be found out."""
@@ -154,6 +169,7 @@ class _Corpus:
     def check_differs(self, found: Found) -> None:
         """Lists again up to the one whose id has the same hash. Raises UserError where it is the same id."""
         video_id = found.ref.video_id
+        counted, self._passed_over = self._passed_over, PassedOver()  # nothing is counted twice
         for earlier in self.found(look_up=False):
             if earlier.ref.video_id == video_id:
                 raise UserError(
@@ -161,7 +177,8 @@ class _Corpus:
                     "list each video once, or give each row of the manifest an id of its own"
                 )
             if id_hash(earlier.ref.video_id) == id_hash(video_id):
-                return
+                break
+        self._passed_over = counted
 
     def explain(self) -> str:
         """Why there is nothing to index."""
@@ -185,6 +202,8 @@ class _Corpus:
             small
         )
         reasons += [f"{others} are pipes, sockets or devices"] * bool(others)
+        apple = self._passed_over.not_videos
+        reasons += [f"{apple} are AppleDouble files, which macOS puts beside others"] * bool(apple)
         examples = "".join(f", {name}" for name in self._inputs.examples)
         eg = f"; e.g. {examples[2:]}" if examples else ""
         hint = self._inputs.hint() if self._format == "files" else ""
@@ -206,7 +225,34 @@ class _Corpus:
 
     def _files_named(self, suffixes: Sequence[str]) -> Iterator[Entry]:
         patterns = () if self._listing.names_suffix else [f"*{suffix}" for suffix in suffixes]
-        return self._listing.entries(self._admits(self._files, patterns))
+        return self._entries(self._admits(self._files, patterns))
+
+    def _entries(self, admits: Callable[[str], bool]) -> Iterator[Entry]:
+        """What the place has of the names asked for, without AppleDouble files under them."""
+        found = ((each, _head_opener(each)) for each in self._listing.entries(admits))
+        for entry, is_none in map_ahead(_looked_at, found, _NUM_LOOKS, lambda item: item[1] is None):
+            if is_none:
+                self._passed_over.not_videos += 1
+            else:
+                yield entry
+
+
+def _head_opener(entry: Entry) -> Opener | None:
+    """How to look at a file's first bytes, where its name calls for that."""
+    may_be = may_be_apple_double(entry.relative) and entry.problem is None and entry.size_bytes > 0
+    return range_opener(entry) if may_be else None
+
+
+def _looked_at(item: tuple[Entry, Opener | None]) -> tuple[Entry, bool]:
+    """The entry, and whether it is an AppleDouble file; what cannot be read says why when it is tried."""
+    entry, opener = item
+    if opener is None:
+        return entry, False
+    try:
+        with opener() as reader:
+            return entry, is_apple_double(reader.read(0, MAGIC_BYTES, ahead=MAGIC_BYTES))
+    except Exception:  # every store has errors of its own
+        return entry, False
 
 
 class _Patterns:

@@ -71,7 +71,8 @@ class _RemoteListing:
         elif not uri.endswith("/"):
             self._info = self._file_info()
         # Without a glob the path may be a prefix that ends within a name, as object stores know it.
-        self._folder = split_glob(path)[0].rstrip("/") if self._glob else path.rstrip("/")
+        # One slash at its end is the folder's; what is before that, a slash too, is a part of its name.
+        self._folder = (split_glob(path)[0] if self._glob else path).removesuffix("/")
         self.names_suffix = self._info is not None or (
             self._glob is not None and "." in path.rsplit("/", 1)[-1]
         )
@@ -193,7 +194,7 @@ class _PagedListing(_RemoteListing):
         if self._glob is not None:
             yield from self._matching(bucket, re.split(r"[*?\[]", key, maxsplit=1)[0], admits)
             return
-        prefix = f"{key}/" if key else ""
+        prefix = key if self._path.endswith("/") or not key else f"{key}/"
         if key and not self._uri.endswith("/") and not self._has_any(bucket, prefix):
             self._folder, prefix = self._path.rpartition("/")[0], key
         yield from self._matching(bucket, prefix, admits)
@@ -203,9 +204,10 @@ class _PagedListing(_RemoteListing):
         cut = len(self._folder) + 1
         for item in self._items(Bucket=bucket, Prefix=prefix, **named):
             path = f"{bucket}/{item['Key']}"
-            if path.endswith("/") or (self._skip and self._is_skipped(path)):
-                continue  # a folder's marker holds no video
-            if (self._glob is None or self._glob.match(path)) and admits(path[cut:]):
+            is_marker = path.endswith("/") and not item["Size"]  # what consoles make for a folder
+            if is_marker or (self._skip and self._is_skipped(path)):
+                continue
+            if (self._glob is None or self._glob.match(path)) and admits(path[cut:].rstrip("/")):
                 yield self._entry(path, {"size": item["Size"], **item}, path[cut:])
 
     def _items(self, **named: Any) -> Iterator[Mapping[str, Any]]:

@@ -6,13 +6,14 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.corpus.apple_double import MAGIC_BYTES, is_apple_double, may_be_apple_double
 from pipeline.corpus.entries import Entry
 from pipeline.corpus.tar_headers import Member, RangeReader, TarError, read_members
 from pipeline.errors import Reason
@@ -25,13 +26,13 @@ __all__ = [
     "build_index",
     "cache_name",
     "from_bytes",
-    "sample_key",
+    "metadata_of",
     "to_bytes",
 ]
 
 MAX_MEMBERS = 200_000
 MAX_JSON_BYTES = 2**20
-_FORMAT = "1"
+_FORMAT = "2"
 _SCHEMA = pa.schema(
     [
         pa.field("name", pa.binary(), nullable=False),  # names need not be text
@@ -40,6 +41,7 @@ _SCHEMA = pa.schema(
         pa.field("is_sparse", pa.bool_(), nullable=False),
         pa.field("fields", pa.string()),  # of a .json member: the fields asked for, as JSON
         pa.field("fault", pa.string()),  # why it has none
+        pa.field("is_apple_double", pa.bool_(), nullable=False),
     ]
 )
 
@@ -58,11 +60,12 @@ class IndexCache(Protocol):
 
 @dataclass(frozen=True)
 class Indexed:
-    """One member, and what its sample's JSON says, if it is that JSON."""
+    """One member, and what it says, if it is a video's JSON."""
 
     member: Member
     fields: Mapping[str, Any] | None = None
     fault: str | None = None
+    is_apple_double: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,22 @@ class ShardIndex:
     problem: Problem | None = None
 
 
-def sample_key(name: str) -> str:
-    """What the members of one WebDataset sample share: the path up to the first dot of the base name."""
+def metadata_of(name: str, among: Container[str]) -> str | None:
+    """The .json that belongs to a member: of its own stem, else of its WebDataset sample.
+
+    ``2024.05.01_x.mp4`` has ``2024.05.01_x.json``. A sample is named up to the first dot of the base name, so
+    without a JSON of their own ``a.mp4`` and ``a.low.mp4`` have ``a.json``.
+    """
+    own, sample = f"{_stem(name)}.json", f"{_sample(name)}.json"
+    return next((one for one in (own, sample) if one != name and one in among), None)
+
+
+def _stem(name: str) -> str:
+    folder, slash, base = name.rpartition("/")
+    return folder + slash + (base.rpartition(".")[0] or base)
+
+
+def _sample(name: str) -> str:
     folder, slash, base = name.rpartition("/")
     return folder + slash + base.partition(".")[0]
 
@@ -85,6 +102,7 @@ def build_index(reader: RangeReader, wanted: frozenset[str]) -> ShardIndex:
     Of members with one name the last counts, as for tar. Raises what reading raises.
     """
     found: dict[str, Indexed] = {}
+    problem = None
     try:
         for member in read_members(reader):
             found.pop(member.name, None)
@@ -94,14 +112,31 @@ def build_index(reader: RangeReader, wanted: frozenset[str]) -> ShardIndex:
                 return ShardIndex((), Problem(Reason.TOO_LARGE, rule))
     except TarError as broken:
         reason = Reason.INVALID_INPUT if broken.is_compressed else Reason.CORRUPT
-        return ShardIndex(list(found.values()), Problem(reason, f"is {broken}"))
-    return ShardIndex(list(found.values()))
+        problem = Problem(reason, f"is {broken}")
+    if wanted:
+        _read_dotted(reader, found, wanted)
+    return ShardIndex(list(found.values()), problem)
 
 
 def _indexed(reader: RangeReader, member: Member, wanted: frozenset[str]) -> Indexed:
-    is_json = member.name.endswith(".json") and sample_key(member.name) + ".json" == member.name
-    if not wanted or not is_json:
+    """With what it says where it is a sample's JSON: mostly that came with the header."""
+    is_marked = may_be_apple_double(member.name) and not member.is_sparse
+    if is_marked and is_apple_double(reader.read(member.offset, min(MAGIC_BYTES, member.num_bytes))):
+        return Indexed(member, is_apple_double=True)
+    if not wanted or member.name != f"{_sample(member.name)}.json":
         return Indexed(member)
+    return _read_json(reader, member, wanted)
+
+
+def _read_dotted(reader: RangeReader, found: dict[str, Indexed], wanted: frozenset[str]) -> None:
+    """Read what has dots in its name only where a member has it for its own: others may be anything."""
+    owned = {f"{_stem(name)}.json" for name in found if not name.endswith(".json")}
+    for name in owned.intersection(found):
+        if name != f"{_sample(name)}.json" and not found[name].is_apple_double:
+            found[name] = _read_json(reader, found[name].member, wanted)
+
+
+def _read_json(reader: RangeReader, member: Member, wanted: frozenset[str]) -> Indexed:
     if member.num_bytes > MAX_JSON_BYTES or member.is_sparse:
         return Indexed(
             member, fault=f"{member.name!r} has {member.num_bytes} bytes, at most {MAX_JSON_BYTES} are read"
@@ -130,6 +165,7 @@ def to_bytes(index: ShardIndex) -> bytes:
             "name": os.fsencode(one.member.name),
             "fields": None if one.fields is None else json.dumps(one.fields),
             "fault": None if one.fault is None else one.fault.encode("utf-8", "backslashreplace").decode(),
+            "is_apple_double": one.is_apple_double,
         }
         for one in index.members
     ]
@@ -160,4 +196,5 @@ def from_bytes(data: bytes, num_bytes: int) -> ShardIndex | None:
 
 def _from_row(row: Mapping[str, Any]) -> Indexed:
     member = Member(os.fsdecode(row["name"]), row["offset"], row["num_bytes"], row["is_sparse"])
-    return Indexed(member, None if row["fields"] is None else json.loads(row["fields"]), row["fault"])
+    fields = None if row["fields"] is None else json.loads(row["fields"])
+    return Indexed(member, fields, row["fault"], row["is_apple_double"])

@@ -7,15 +7,15 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
 from typing import Any
 from urllib.parse import quote
 
-from pipeline.config import CorpusConfig
-from pipeline.corpus.entries import Entry
+from pipeline.config import VIDEO_SUFFIXES, CorpusConfig
+from pipeline.corpus.entries import Entry, PassedOver
 from pipeline.corpus.fields import FieldError, Fields
 from pipeline.corpus.identity import Found, derived_id, own_version
 from pipeline.corpus.map_ahead import map_ahead
+from pipeline.corpus.ranges import Opener, range_opener
 from pipeline.corpus.shard_index import (
     IndexCache,
     Indexed,
@@ -23,20 +23,16 @@ from pipeline.corpus.shard_index import (
     build_index,
     cache_name,
     from_bytes,
-    sample_key,
+    metadata_of,
     to_bytes,
 )
-from pipeline.corpus.tar_headers import RangeReader
 from pipeline.errors import Reason
 from pipeline.records import Problem, VideoRef
 from pipeline.stores import (
     NO_VERSION,
     TAR_URI,
     StorageDownError,
-    ask_store,
     is_passing,
-    local_path_of,
-    open_store,
     reason_of,
 )
 
@@ -45,7 +41,7 @@ __all__ = ["SHARD_SUFFIXES", "IndexCache", "list_shards", "member_uri"]
 # Compressed ones are listed, and fail with the reason.
 SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _NUM_AT_ONCE = 16
-_RETRY_SECONDS = 30.0
+_VIDEO_SUFFIXES = tuple(f".{suffix}" for suffix in VIDEO_SUFFIXES)
 _CACHE_ERRORS = (OSError, StorageDownError)
 # What would end the member's name, or break a line: everything else stays readable.
 _UNSAFE = re.compile(r"[%\x00-\x1f\x7f\ud800-\udfff]|:(?=:)|:$")
@@ -56,27 +52,29 @@ def list_shards(
     shards: Iterable[Entry],
     admits: Callable[[str], bool],
     wants: Callable[[str], bool],
+    *,
     cache: IndexCache | None = None,
+    passed_over: PassedOver | None = None,
 ) -> Iterator[Found]:
     """The videos in tar shards: members whose name ``admits`` takes, in the order of the archives.
 
     ``wants`` is asked about the ids. Where ``corpus.columns`` or ``corpus.manifest`` is set, the .json member
-    of a video's sample is read as a manifest's row is. A shard that cannot be read to its end is listed
+    beside a video is read as a manifest's row is. A shard that cannot be read to its end is listed
     itself, with the problem, after the members found. 16 shards are indexed at once; what ``cache`` holds is
-    not read again.
+    not read again. ``passed_over`` counts AppleDouble files among the members, and JSON of no video.
     """
     fields = Fields(config)
     wanted = _wanted(config)
-
+    passed = passed_over or PassedOver()
     kept = _Kept(cache)
 
-    def indexed(item: tuple[Entry, _Opener]) -> tuple[Entry, ShardIndex]:
+    def indexed(item: tuple[Entry, Opener]) -> tuple[Entry, ShardIndex]:
         shard, opener = item
         return shard, _index_of(shard, opener, wanted, kept)
 
-    opened = ((shard, _opener(shard)) for shard in shards)
+    opened = ((shard, range_opener(shard)) for shard in shards)
     for shard, index in map_ahead(indexed, opened, _NUM_AT_ONCE):
-        for ref in _refs(shard, index, fields, bool(wanted), admits):
+        for ref in _refs(shard, index, fields, admits, passed):
             if wants(ref.video_id):
                 yield Found(ref)
 
@@ -95,38 +93,6 @@ def _wanted(config: CorpusConfig) -> frozenset[str]:
     usual = (names.questions_column, names.start_column, names.end_column)
     is_set = "id_column" in names.model_fields_set
     return frozenset({*config.columns, *usual, *((names.id_column,) if is_set else ())})
-
-
-_Opener = Callable[[], contextlib.AbstractContextManager[RangeReader]]
-
-
-def _opener(shard: Entry) -> _Opener:
-    """How to open a shard; its store is opened here, once for all threads."""
-    path = local_path_of(shard.uri)
-    if path is not None:
-        return partial(_local_reader, path, shard.size_bytes)
-    store, place = open_store(shard.uri)
-    return partial(_remote_reader, store, place, shard.size_bytes)
-
-
-@contextlib.contextmanager
-def _local_reader(path: str, num_bytes: int) -> Iterator[RangeReader]:
-    with open(path, "rb", buffering=0) as file:
-        yield RangeReader(lambda offset, length: os.pread(file.fileno(), length, offset), num_bytes)
-
-
-@contextlib.contextmanager
-def _remote_reader(store: Any, path: str, num_bytes: int) -> Iterator[RangeReader]:
-    """By range requests and nothing else; a server that knows none raises ValueError."""
-    with ask_store(store.open, path, "rb", cache_type="none", seconds=_RETRY_SECONDS) as file:
-
-        def fetch(offset: int, length: int) -> bytes:
-            file.seek(offset)
-            return bytes(file.read(length))
-
-        yield RangeReader(
-            lambda offset, length: bytes(ask_store(fetch, offset, length, seconds=_RETRY_SECONDS)), num_bytes
-        )
 
 
 class _Kept:
@@ -158,7 +124,7 @@ def _is_unknown(shard: Entry) -> bool:
     return shard.version == f"{shard.size_bytes}-0"
 
 
-def _index_of(shard: Entry, opener: _Opener, wanted: frozenset[str], kept: _Kept) -> ShardIndex:
+def _index_of(shard: Entry, opener: Opener, wanted: frozenset[str], kept: _Kept) -> ShardIndex:
     if shard.problem is not None:
         return ShardIndex((), shard.problem)
     if shard.size_bytes == 0 and shard.version != NO_VERSION:
@@ -182,16 +148,21 @@ def _problem(error: Exception) -> Problem:
 
 
 def _refs(
-    shard: Entry, index: ShardIndex, fields: Fields, reads_json: bool, admits: Callable[[str], bool]
+    shard: Entry, index: ShardIndex, fields: Fields, admits: Callable[[str], bool], passed: PassedOver
 ) -> Iterator[VideoRef]:
-    beside = {
-        sample_key(one.member.name): one
-        for one in index.members
-        if reads_json and (one.fields is not None or one.fault is not None)
-    }
+    named = {one.member.name: one for one in index.members if not one.is_apple_double}
+    unused = {name for name in named if name.endswith(".json")}
     for one in index.members:
-        if admits(one.member.name):
-            yield _ref(shard, one, beside.get(sample_key(one.member.name)), fields)
+        name = one.member.name
+        is_asked_for = admits(name)
+        if is_asked_for or name.lower().endswith(_VIDEO_SUFFIXES):
+            beside = metadata_of(name, named)
+            unused -= {name, beside}
+        if is_asked_for and one.is_apple_double:
+            passed.not_videos += 1
+        elif is_asked_for:
+            yield _ref(shard, one, named[beside] if beside else None, fields)
+    passed.unused_metadata += len(unused)
     if index.problem is not None:
         problem = Problem(index.problem.reason, f"shard {shard.uri!r} {index.problem.message}")
         yield VideoRef(derived_id(shard.uri), shard.uri, shard.version, shard.size_bytes, problem=problem)

@@ -19,6 +19,7 @@ from pipeline.errors import Reason
 from pipeline.stores.causes import causes_of, status_of
 from pipeline.stores.filesystems import open_single
 from pipeline.stores.retrying import RETRY_SECONDS, is_passing, retry
+from pipeline.stores.slashed_keys import SlashedKey, trailing_slashes
 
 __all__ = ["Hosts", "ask_store", "content_version", "open_store", "plain_error", "reason_of"]
 
@@ -43,8 +44,13 @@ def open_store(uri: str) -> tuple[Any, str]:
     """The filesystem of a uri and the path on it; raises as ``open_single``.
 
     s3fs keeps no listings: they would hold a large bucket in memory, and answer with what was there before.
+    On S3 a key is what is written: the path keeps the slashes at its end.
     """
-    return open_single(uri, {"use_listings_cache": False} if uri.startswith(_S3) else {})
+    if not uri.startswith(_S3):
+        return open_single(uri, {})
+    store, path = open_single(uri, {"use_listings_cache": False})
+    slashes = trailing_slashes(uri, path)
+    return (SlashedKey(store, path + slashes), path + slashes) if slashes else (store, path)
 
 
 def ask_store(

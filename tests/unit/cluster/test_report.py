@@ -45,8 +45,14 @@ def test_round_trip_of_a_run_that_healed(heal: tuple[str, ...] | None) -> None:
 
 def test_report_of_an_older_version_is_read() -> None:
     record = json.loads(make_report().to_json())
-    del record["heal"], record["counts"]["waiting"]
+    del record["heal"], record["counts"]["waiting"], record["not_videos"], record["unused_metadata"]
     assert RunReport.from_json(json.dumps(record)) == make_report()
+
+
+def test_what_was_passed_over_is_in_no_sum() -> None:
+    report = replace(make_report(), not_videos=3, unused_metadata=2)
+    assert report.closes
+    assert RunReport.from_json(report.to_json()) == report
 
 
 def test_what_readers_need_is_written_out() -> None:

@@ -7,6 +7,7 @@ import re
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,51 @@ def test_folders_prefixes_files_and_globs(s3: Any, below: str, expected: list[st
     put(s3, "v/a.mp4", "v/deep/c.mkv", "v/🎬 é.mp4", "v/x.txt", "video.mp4")
     put(s3, "v/", body=b"")  # what consoles make for a folder
     assert names(f"s3://films{below}") == expected
+
+
+@pytest.mark.parametrize(
+    ("below", "expected"),
+    [
+        ("/v/", ["v//a.mp4", "v//deep/b.mp4", "v/c.mp4"]),
+        ("/v//", ["v//a.mp4", "v//deep/b.mp4"]),
+        ("/v///", []),
+        ("//", ["/d.mp4"]),
+        ("/v//*.mp4", ["v//a.mp4"]),
+        ("/v//**/*.mp4", ["v//a.mp4", "v//deep/b.mp4"]),
+    ],
+)
+def test_a_slash_more_is_another_prefix(s3: Any, below: str, expected: list[str]) -> None:
+    put(s3, "v//a.mp4", "v//deep/b.mp4", "v/c.mp4", "/d.mp4")
+    if not expected:
+        with pytest.raises(UserError, match="there is no file at all"):
+            names(f"s3://films{below}")
+        return
+    assert names(f"s3://films{below}") == expected
+    assert names(f"s3://films{below}", exclude=["deep"]) == [key for key in expected if "deep" not in key]
+
+
+def test_a_key_that_ends_in_a_slash_is_itself(s3: Any, tmp_path: Path) -> None:
+    """Not the object without the slash, whatever the client makes of it."""
+    put(s3, "v/a.mp4", body=b"without")
+    put(s3, "v/a.mp4/", "v/a.mp4//", body=b"with a slash")
+    put(s3, "v/empty/", "v/full/b.mp4", body=b"")
+    keys = ["v/a.mp4/", "v/a.mp4//", "v/a.mp4", "v/none.mp4/", "v/full/", "v/empty/"]
+    (tmp_path / "m.csv").write_text("uri\n" + "".join(f"s3://films/{key}\n" for key in keys))
+    slashed, twice, plain, gone, folder, marker = refs(str(tmp_path / "m.csv"))
+    assert [slashed.size_bytes, twice.size_bytes, plain.size_bytes] == [12, 12, 7]
+    assert len({slashed.version, plain.version}) == len({slashed.video_id, plain.video_id}) == 2
+    assert (gone.version, gone.problem) == ("0-0", None)
+    assert folder.problem is not None
+    assert "is a folder" in folder.problem.message
+    assert (marker.size_bytes, marker.problem) == (0, None), "who names it means it"
+    with closing(Spool(str(tmp_path), 10.0, 2**30)) as spool:
+        for ref, wanted in ((slashed, b"with a slash"), (plain, b"without")):
+            with spool.local_file(ref) as path:
+                assert Path(path).read_bytes() == wanted
+        with pytest.raises(VideoError) as error, spool.local_file(gone):
+            pass
+    assert error.value.reason is Reason.NOT_FOUND
+    assert names("s3://films/v/") == ["v/a.mp4", "v/a.mp4/", "v/a.mp4//", "v/full/b.mp4"]
 
 
 def test_a_glob_asks_for_no_more_than_its_beginning(s3: Any, server: tuple[str, Traffic]) -> None:
