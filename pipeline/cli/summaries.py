@@ -110,10 +110,10 @@ def print_report(
 def _passed_over_text(report: RunReport) -> str:
     """What was seen and is no input; empty where there was nothing of the kind."""
     kinds = (
-        (report.not_videos, "AppleDouble file", "which macOS puts beside others"),
-        (report.unused_metadata, ".json member", "of tar shards that belong to no video"),
+        (report.not_videos, "AppleDouble file", ", as macOS puts them beside others"),
+        (report.unused_metadata, ".json member", " of tar shards that belong to no video"),
     )
-    parts = [f"{_count(number, noun)} {rest}" for number, noun, rest in kinds if number]
+    parts = [f"{_count(number, noun)}{rest}" for number, noun, rest in kinds if number]
     return f"passed over: {'; '.join(parts)}" if parts else ""
 
 

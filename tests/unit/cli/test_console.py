@@ -200,6 +200,16 @@ def test_after_failures_it_says_how_to_see_all_and_how_to_try_again() -> None:
     assert "flashvid heal" in text_of(target)
 
 
+@pytest.mark.parametrize("indexed", [0, 1])
+def test_what_was_passed_over_is_said(indexed: int) -> None:
+    target = console()
+    print_report(target, replace(report(listed=1, indexed=indexed), not_videos=1, unused_metadata=7), [])
+    said = "passed over: 1 AppleDouble file, as macOS puts them beside others; 7 .json members of tar shards"
+    assert said in text_of(target)
+    print_report(plain := console(), report(listed=1, indexed=indexed), [])
+    assert "passed over" not in text_of(plain)
+
+
 def test_workers_that_were_lost_are_named() -> None:
     target = console()
     lost = {"worker died: out of memory": 2}

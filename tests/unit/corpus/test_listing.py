@@ -14,6 +14,7 @@ import pytest
 
 from pipeline.config.sections import CorpusConfig
 from pipeline.corpus import identity, listing
+from pipeline.corpus.entries import PassedOver
 from pipeline.corpus.identity import IdSet, id_hash
 from pipeline.corpus.listing import corpus_format, list_videos, open_listing, video_id_for
 from pipeline.corpus.map_ahead import map_ahead
@@ -415,3 +416,67 @@ def test_a_store_that_is_walked_enters_only_what_is_asked_for(
     assert names(store, exclude=["vid"]) == ["d.mp4"]
     assert list(list_videos(CorpusConfig(uri=store), skip=("memory://bucket/vid",)))
     assert "/bucket/vid" not in listed
+
+
+APPLE = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        " + bytes(4000)
+MAC: dict[str, bytes] = {
+    "._a.mp4": APPLE,
+    "._real.mp4": b"ftyp, say",
+    "._tiny.mp4": b"\x00\x05",
+    "__MACOSX/._b.mp4": APPLE,
+    "__MACOSX/c.mp4": APPLE,
+    "__MACOSX/real.mp4": b"0123",
+    "a.mp4": b"0123",
+    "deep/._d.MOV": APPLE,
+    "notes/._e.txt": APPLE,
+}
+MAC_VIDEOS = ["._real.mp4", "._tiny.mp4", "__MACOSX/real.mp4", "a.mp4"]
+
+
+@pytest.fixture
+def mac(tmp_path: Path) -> Path:
+    for name, body in MAC.items():
+        (tmp_path / "mac" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "mac" / name).write_bytes(body)
+    return tmp_path / "mac"
+
+
+def test_apple_double_files_are_passed_over_in_folders(mac: Path) -> None:
+    passed = PassedOver()
+    found = list_videos(CorpusConfig(uri=str(mac)), passed_over=passed)
+    assert sorted(ref.uri.removeprefix(f"{mac}/") for ref in found) == MAC_VIDEOS
+    assert passed == PassedOver(not_videos=4)
+
+
+def test_apple_double_files_are_passed_over_on_a_store(mac: Path) -> None:
+    with served_folder(mac) as address:
+        passed = PassedOver()
+        found = list_videos(CorpusConfig(uri=f"{address}/"), passed_over=passed)
+        assert sorted(ref.uri.removeprefix(f"{address}/") for ref in found) == MAC_VIDEOS
+        assert passed == PassedOver(not_videos=4)
+    memory = fsspec.filesystem("memory")
+    memory.pipe({f"/mac/{name}": body for name, body in MAC.items()})
+    try:
+        passed = PassedOver()
+        found = list_videos(CorpusConfig(uri="memory://mac"), passed_over=passed)
+        assert sorted(ref.uri.removeprefix("memory:///mac/") for ref in found) == MAC_VIDEOS
+        assert passed == PassedOver(not_videos=4)
+    finally:
+        memory.rm("/mac", recursive=True)
+
+
+def test_an_apple_double_manifest_is_no_manifest(tmp_path: Path) -> None:
+    (tmp_path / "._a.csv").write_bytes(APPLE)
+    (tmp_path / "a.csv").write_text("uri\nb.mp4\n._a.mp4\n")
+    (tmp_path / "._a.mp4").write_bytes(APPLE)
+    passed = PassedOver()
+    listed = list_videos(CorpusConfig(uri=str(tmp_path), format="manifest"), passed_over=passed)
+    assert [ref.uri.rsplit("/", 1)[-1] for ref in listed] == ["b.mp4", "._a.mp4"], "what a row names is meant"
+    assert passed == PassedOver(not_videos=1)
+
+
+def test_nothing_but_apple_double_files_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "._a.mp4").write_bytes(APPLE)
+    for uri in (tmp_path, tmp_path / "._a.mp4"):
+        with pytest.raises(UserError, match="1 files, of which 1 are AppleDouble files"):
+            next(list_videos(CorpusConfig(uri=str(uri))))

@@ -17,7 +17,9 @@ from typing import Any
 import pytest
 
 from pipeline.config.sections import CorpusConfig
+from pipeline.corpus.entries import PassedOver
 from pipeline.corpus.listing import list_videos, video_id_for
+from pipeline.corpus.shard_index import build_index
 from pipeline.corpus.shards import member_uri
 from pipeline.corpus.tar_headers import RangeReader, read_members
 from pipeline.errors import Reason, UserError
@@ -327,6 +329,91 @@ def test_the_json_of_a_sample_is_its_row(tmp_path: Path) -> None:
     assert named[0].video_id == "7"
     plain = refs(tmp_path / "0.tar")
     assert all(ref.problem is None and not ref.questions and not ref.extra for ref in plain)
+
+
+def titled(title: str) -> bytes:
+    return json.dumps({"title": title}).encode()
+
+
+@pytest.mark.parametrize("json_first", [True, False])
+@pytest.mark.parametrize(
+    ("members", "titles", "num_unused"),
+    [
+        ({"clip.v1.2.mp4": "", "clip.v1.2.json": "own"}, ["own"], 0),
+        ({"./2024.05.01_x.mp4": "", "./2024.05.01_x.json": "own"}, ["own"], 0),
+        ({"a.mp4": "", "a.json": "a", "a.b.mp4": ""}, ["a", "a"], 0),
+        ({"a.mp4": "", "a.json": "a", "a.b.mp4": "", "a.b.json": "b"}, ["a", "b"], 0),
+        ({"a.b.mp4": "", "a.b.json": "b", "a.json": "a"}, ["b"], 1),
+        ({"v1.mp4": "", "v1.2.mp4": "", "v1.2.3.mp4": "", "v1.2.json": "1.2"}, [None, "1.2", None], 0),
+        ({"a.mp4": "", "a.mp4.json": "x", "b.json": "b", "d/a.json": "d"}, [None], 3),
+        ({"a.mp4": "", "a.info.json": "x"}, [None], 1),
+        ({"a.mp4": "", "text.json": "x", "text.jpg": ""}, [None], 1),
+        ({"a.mp4": "", "left.out.MKV": "", "left.out.json": "x"}, [None], 0),
+        ({".mp4": "", ".json": "x"}, ["x"], 0),
+        ({"x/a.b.mp4": "", "a.b.json": "x", "x.y/a.mp4": "", "x.y/a.json": "y"}, [None, "y"], 1),
+    ],
+)
+def test_the_json_of_a_name_with_dots_is_its_own(
+    tmp_path: Path, json_first: bool, members: dict[str, str], titles: list[str | None], num_unused: int
+) -> None:
+    order = sorted(members, key=lambda name: name.endswith(".json") != json_first)
+    bodies = {name: titled(members[name]) if name.endswith(".json") else BODY for name in order}
+    (tmp_path / "0.tar").write_bytes(tar(bodies))
+    cache = Cache()
+    for columns in (["title"], ["title"], []):  # made, kept, and where nothing is read of it
+        passed = PassedOver()
+        config = CorpusConfig(uri=str(tmp_path / "0.tar"), columns=columns, include="*.mp4")
+        found = list(list_videos(config, index_cache=cache, passed_over=passed))
+        assert passed == PassedOver(unused_metadata=num_unused)
+        assert [dict(ref.extra).get("title") for ref in found] == (titles if columns else [None] * len(found))
+        assert not any(ref.problem for ref in found)
+
+
+def test_json_of_dotted_names_is_read_only_where_it_belongs_to_something() -> None:
+    """Annotations beside a video may be many and large."""
+    data = tar({"a.mp4": BODY, "a.boxes.json": bytes(200_000), "b.c.mp4": BODY, "b.c.json": titled("c")})
+    asked: list[int] = []
+
+    def fetch(offset: int, length: int) -> bytes:
+        asked.append(length)
+        return data[offset : offset + length]
+
+    index = build_index(RangeReader(fetch, len(data)), frozenset({"title"}))
+    assert [one.fields for one in index.members] == [None, None, None, {"title": "c"}]
+    assert sum(asked) < 20_000
+
+
+APPLE = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        " + bytes(4000)
+
+
+def test_apple_double_members_are_passed_over(tmp_path: Path) -> None:
+    members = {
+        "./._a.mp4": APPLE,
+        "./a.mp4": BODY,
+        "._b.mp4": BODY,
+        "._empty.mp4": b"",
+        "._a.json": APPLE,
+        "._notes.txt": APPLE,
+        "__MACOSX/d/._c.mp4": APPLE,
+        "__MACOSX/real.mp4": BODY,
+        "plain.mp4": APPLE,
+    }
+    (tmp_path / "0.tar").write_bytes(tar(members))
+    for cache in (None, Cache()):
+        passed = PassedOver()
+        config = CorpusConfig(uri=str(tmp_path / "0.tar"), columns=["title"])
+        for _ in range(2):
+            found = list(list_videos(config, index_cache=cache, passed_over=passed))
+            assert names(found) == ["./a.mp4", "._b.mp4", "._empty.mp4", "__MACOSX/real.mp4", "plain.mp4"]
+        assert passed == PassedOver(not_videos=2 * 2)
+
+
+def test_an_apple_double_file_of_a_shard_is_no_shard(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(tar({"a.mp4": BODY}))
+    (tmp_path / "._a.tar").write_bytes(APPLE)
+    passed = PassedOver()
+    (ref,) = list_videos(CorpusConfig(uri=str(tmp_path), format="tar"), passed_over=passed)
+    assert (ref.problem, passed.not_videos) == (None, 1)
 
 
 def test_a_huge_json_is_not_read(tmp_path: Path) -> None:
