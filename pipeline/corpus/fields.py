@@ -145,7 +145,9 @@ class Fields:
         if len(question.question_id) > MAX_ID_CHARS:
             raise FieldError(column, question_id, f"an id must have at most {MAX_ID_CHARS} characters")
         if len(question.text) > self._max_question_chars:
-            raise FieldError(column, text, too_long(question.text, self._max_question_chars))
+            raise FieldError(
+                column, question.text[:40] + "…", too_long(question.text, self._max_question_chars)
+            )
         return question
 
     def extra(self, values: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:

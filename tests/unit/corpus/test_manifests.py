@@ -145,7 +145,7 @@ def test_the_length_of_a_question_is_a_setting(videos: Path) -> None:
     rows = [{"uri": "videos/a.mp4", "questions": "x" * 20}, {"uri": "videos/b.mp4", "questions": "x" * 21}]
     first, second = refs(write(videos / "m.jsonl", rows), max_question_chars=20)
     assert len(first.questions[0].text) == 20
-    assert "row 2: questions='xxxxxxxxxxxxxxxxxxxxx': has 21 characters" in problem(second)
+    assert "row 2: questions='xxxxxxxxxxxxxxxxxxxxx…': has 21 characters" in problem(second)
     assert not any(ref.problem for ref in refs(videos / "m.jsonl"))
 
 
