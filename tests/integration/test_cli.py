@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -38,6 +39,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     media.empty_file(folder / "empty.mp4")
     media.text_file(folder / "text.mp4")
     (folder / "notes.txt").write_text("not a video and not named like one")
+    (folder / "._h264.mp4").write_bytes(b"\x00\x05\x16\x07" + bytes(4092))
     return folder
 
 
@@ -61,7 +63,11 @@ def test_every_file_of_the_folder_is_a_row_or_a_failure(
     failures = pq.read_table(output / "failures").to_pylist()
     indexed = [Path(row["uri"]).name for row in rows]
     failed = {Path(row["uri"]).name: row["reason"] for row in failures if row["is_final"]}
-    assert sorted([*indexed, *failed]) == sorted(path.name for path in corpus.glob("*.mp4"))
+    named = {path.name for path in corpus.glob("*.mp4")} - {"._h264.mp4"}
+    assert sorted([*indexed, *failed]) == sorted(named)
+    (run,) = (json.loads(path.read_text()) for path in output.glob("_runs/*.json"))
+    assert (run["not_videos"], run["unused_metadata"], run["counts"]["listed"]) == (1, 0, len(named))
+    assert "passed over: 1 AppleDouble file" in done.stdout
     assert failed.items() >= REFUSED.items()
     assert set(failed.values()) <= {reason.value for reason in Reason}
     assert "rotated.mp4" in indexed
