@@ -81,8 +81,10 @@ def bytes_tokenizer() -> Any:
 
 
 def chat_with(tokenizer: Any) -> VideoChat:
-    """Over the small model, for which the placeholders are what this tokenizer has for them."""
-    adapter = adapter_for(tiny_model())
+    """Over the small model, for which placeholders and ends are what this tokenizer has for them."""
+    model = tiny_model()
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    adapter = adapter_for(model)
     adapter.image_token_id, adapter.video_token_id = tokenizer.convert_tokens_to_ids(list(PLACEHOLDERS))
     return VideoChat(adapter, tokenizer, VISION, "trained")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -213,6 +214,7 @@ def test_what_a_damaged_merge_replaces_is_kept(store: OutputStore, monkeypatch: 
     compact(store.storage.uri, keep_seconds=0.1)
     merged = part_of(store)
     damage(merged, "caption")
+    time.sleep(0.2)  # what was replaced is due now
     with pytest.raises(UserError, match="row group 0, column 'caption' is damaged"):
         store.clean()
     merged.unlink()
