@@ -30,7 +30,7 @@ class FlashVidConfig:
     llm_retention_ratio: share in (0, 1] of them kept from layer K on; None derives it; 1 prunes none.
     tree_mean: `members` averages all tokens of a tree; `reference` divides by 1 + the root's direct children.
     budget: `exact` keeps at most T*ceil(N*R*x) tokens; `reference` rounds up once more per unit, may exceed
-        it, and breaks ties between cluster centres as the reference code does.
+        it, and treats equal cosines, densities and scores as the reference code does.
     max_visual_tokens: ceiling on the tokens of one video that enter the language model; `exact` only.
     adaptive: a unit that repeats the one before uses fewer places than its budget, never more (see
         `flashvid.compression.adaptive`); `exact` only, and without effect at retention_ratio=1.

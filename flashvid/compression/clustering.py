@@ -12,6 +12,9 @@ __all__ = ["MOST_NEIGHBOURS", "Clusters", "cluster_products", "cluster_units"]
 
 MOST_NEIGHBOURS = 7  # k of the density estimate, as in the paper
 
+# of the unit's largest distance; that of two equal points misses 0 by less where products round differently
+_COINCIDING = 1e-3
+
 
 @dataclass(frozen=True)
 class Clusters:
@@ -34,12 +37,14 @@ def cluster_units(points: Tensor, valid: Tensor, counts: Tensor, *, library_ties
     """Clusters the points of each unit by density peaks, all units at once.
 
     points: (U, n, D) float32, padded; valid: (U, n) bool; counts: (U,) int64 clusters wanted, from 1 to the
-    number of valid points. Ties go to the earliest point, and to the highest-ranked centre. Memory: a few (n,
-    n) float32 maps for each unit. (FlashVID section 3.4; Du et al. 2016.)
+    number of valid points. Ties go to the earliest point, and to the highest-ranked centre. Among points that
+    coincide and are equally dense the earliest counts as the denser: of the many equal tokens of an empty
+    background one becomes a centre, and not all before the first other token. Memory: a few (n, n) float32
+    maps for each unit. (FlashVID section 3.4; Du et al. 2016.)
 
-    library_ties: break ties between scores as torch.topk happens to, which is what the reference code does.
-    They are common: with one cluster a point's only neighbour is itself and all densities are 1. Slow, unit
-    by unit.
+    library_ties: none of that; break ties between scores as torch.topk happens to, which is what the
+    reference code does. They are common: with one cluster a point's only neighbour is itself and all
+    densities are 1. Slow, unit by unit.
     """
     most = int(counts.max())
     if library_ties:
@@ -59,7 +64,8 @@ def _cluster(
     distances: Tensor, valid: Tensor, counts: Tensor, most_centers: int, *, library_ties: bool = False
 ) -> Clusters:
     density = _density(distances, counts)
-    score = (density * _separation(distances, density)).masked_fill_(~valid, -torch.inf)
+    separation = _separation(distances, density, coinciding=not library_ties)
+    score = (density * separation).masked_fill_(~valid, -torch.inf)
     centers = score.sort(dim=1, descending=True, stable=True).indices[:, :most_centers]
     if library_ties:
         _use_topk_order(centers, score, valid, counts)
@@ -102,11 +108,17 @@ def _density(distances: Tensor, counts: Tensor) -> Tensor:
     return mean.neg_().exp_()
 
 
-def _separation(distances: Tensor, density: Tensor) -> Tensor:
-    """Distance to the nearest denser point, or the largest in the unit where none is denser: (U, n)."""
-    is_denser = density.unsqueeze(1) > density.unsqueeze(2)  # [u, i, j]: j is denser than i
-    nearest = torch.where(is_denser, distances, torch.inf).amin(dim=2)
+def _separation(distances: Tensor, density: Tensor, *, coinciding: bool) -> Tensor:
+    """Distance to the nearest denser point, or the largest in the unit where none is denser: (U, n).
+
+    coinciding: whether of equally dense points that coincide the earliest counts as denser.
+    """
     largest = torch.where(distances < torch.inf, distances, 0).amax(dim=(1, 2)).unsqueeze(1)
+    is_denser = density.unsqueeze(1) > density.unsqueeze(2)  # [u, i, j]: j is denser than i
+    if coinciding:
+        is_twin = (distances <= _COINCIDING * largest.unsqueeze(2)).tril_(-1)
+        is_denser |= is_twin & (density.unsqueeze(1) == density.unsqueeze(2))
+    nearest = torch.where(is_denser, distances, torch.inf).amin(dim=2)
     return torch.where(nearest < torch.inf, nearest, largest)
 
 

@@ -38,13 +38,18 @@ def grow_trees(
     *,
     most_links: Sequence[int],
     threshold: float,
+    reference_ties: bool = False,
 ) -> Forest:
     """Links tokens along time inside each segment and finds the roots.
 
     products: of the features, with `across` unless threshold >= 1; chosen: (T, N) bool, selected tokens,
     which neither link nor are linked to; lengths: of the segments, in units; most_links: per segment of F
-    units, F*N less the places it has: where more tokens would link, its threshold rises. A threshold of 1 or
-    more links nothing. (TSTM, FlashVID section 3.4.)
+    units, F*N less the places it has: where more tokens would link, only the first `most_links - 1` do, by
+    falling cosine and among equal ones by rising index. A threshold of 1 or more links nothing. (TSTM,
+    FlashVID section 3.4.)
+
+    reference_ties: link what lies strictly above the `most_links`-th cosine, as published. The same where no
+    two cosines are equal; in a still picture thousands are, and then none of them would link.
     """
     num_units, num_tokens = products.shape
     own = torch.arange(num_units * num_tokens, device=chosen.device)
@@ -54,8 +59,9 @@ def grow_trees(
     segment_of_unit = segment_ids(lengths, chosen.device)
     can_link = _has_earlier_unit(segment_of_unit).unsqueeze(-1) & ~chosen & (cosine > -torch.inf)
     cosine = cosine.masked_fill(~can_link, -1.0)
-    limits = _segment_thresholds(cosine, segment_of_unit, lengths, most_links, threshold)
-    linked = (can_link & (cosine > limits[segment_of_unit].unsqueeze(-1))).view(-1)
+    floor = _floor(cosine, segment_of_unit, lengths, most_links, threshold)
+    would_link = _above_kth(cosine, floor) if reference_ties else _first_ranked(cosine, floor)
+    linked = (can_link & would_link).view(-1)
     parent = torch.where(linked, match.view(-1) + (own // num_tokens - 1) * num_tokens, own)
     return Forest(_find_roots(parent, max(lengths)), parent)
 
@@ -91,28 +97,54 @@ def _has_earlier_unit(segment_of_unit: Tensor) -> Tensor:
     return inside
 
 
-def _segment_thresholds(
+@dataclass(frozen=True)
+class _Floor:
+    """How far linking may go in each of S segments.
+
+    segment: (T, 1) int64, of each unit. most: (S,) int64, links allowed; is_over: (S,) bool, where more
+    tokens lie above the threshold. order: (T*N,) int64, tokens segment by segment, by falling cosine and
+    among equal ones by rising index. start: (S,) int64, where each segment begins in it.
+    """
+
+    segment: Tensor
+    threshold: float
+    most: Tensor
+    is_over: Tensor
+    order: Tensor
+    start: Tensor
+
+
+def _floor(
     cosine: Tensor,
     segment_of_unit: Tensor,
     lengths: Sequence[int],
     most_links: Sequence[int],
     threshold: float,
-) -> Tensor:
-    """Link threshold per segment, (S,) float32: raised where more than `most_links` tokens would link."""
-    device = cosine.device
-    units, most = torch.tensor((tuple(lengths), tuple(most_links)), device=device)
+) -> _Floor:
+    units, most = torch.tensor((tuple(lengths), tuple(most_links)), device=cosine.device)
     links = torch.zeros_like(units).index_add_(0, segment_of_unit, (cosine > threshold).sum(dim=1))
-    last = ((units.cumsum(0) - units) * cosine.shape[1] + most - 1).clamp_(min=0)
-    kth_largest = _ranked_by_segment(cosine, segment_of_unit)[last].clamp_(min=_LOWEST_COSINE)
-    kth_largest.masked_fill_(most == 0, torch.inf)
-    return torch.where(links > most, kth_largest, threshold)
+    num_tokens = cosine.shape[1]
+    falling = cosine.view(-1).sort(descending=True, stable=True).indices
+    by_segment = segment_of_unit[falling // num_tokens].sort(stable=True).indices
+    start = (units.cumsum(0) - units) * num_tokens
+    return _Floor(segment_of_unit.unsqueeze(-1), threshold, most, links > most, falling[by_segment], start)
 
 
-def _ranked_by_segment(cosine: Tensor, segment_of_unit: Tensor) -> Tensor:
-    """All cosines, falling inside each segment: (T, N) -> (T*N,). One sort for all segments."""
-    falling, order = cosine.view(-1).sort(descending=True)
-    by_segment = segment_of_unit[order // cosine.shape[1]].sort(stable=True).indices
-    return falling[by_segment]
+def _first_ranked(cosine: Tensor, floor: _Floor) -> Tensor:
+    """(T, N) bool: above the threshold and, where that would be too many, among the first most - 1."""
+    rank = torch.empty_like(floor.order)
+    rank[floor.order] = torch.arange(len(rank), device=rank.device)
+    stop = floor.start + floor.most - floor.is_over.long()
+    limits = cosine.new_full(stop.shape, floor.threshold)
+    limits[floor.is_over] = max(floor.threshold, _LOWEST_COSINE)
+    return (cosine > limits[floor.segment]) & (rank.view_as(cosine) < stop[floor.segment])
+
+
+def _above_kth(cosine: Tensor, floor: _Floor) -> Tensor:
+    """(T, N) bool: above a threshold that rises, where too many would link, to the `most`-th cosine."""
+    kth = floor.order[(floor.start + floor.most - 1).clamp_(min=0)]
+    kth_largest = cosine.view(-1)[kth].clamp_(min=_LOWEST_COSINE).masked_fill_(floor.most == 0, torch.inf)
+    return cosine > torch.where(floor.is_over, kth_largest, floor.threshold)[floor.segment]
 
 
 def _find_roots(parent: Tensor, longest_segment: int) -> Tensor:

@@ -140,6 +140,7 @@ def _lengths(means: Tensor, config: FlashVidConfig) -> tuple[int, ...]:
         threshold=config.segment_threshold,
         min_segments=config.min_segment_num,
         fill=config.complementary_segment,
+        reference_ties=config.budget == "reference",
     )
 
 
@@ -189,7 +190,12 @@ def _trees(
     num_tokens = products.shape[1]
     most_links = [sum(num_tokens - budget.kept for budget in part) for part in _by_segment(budgets, lengths)]
     forest = grow_trees(
-        products, selected, lengths, most_links=most_links, threshold=config.temporal_threshold
+        products,
+        selected,
+        lengths,
+        most_links=most_links,
+        threshold=config.temporal_threshold,
+        reference_ties=config.budget == "reference",
     )
     own = torch.arange(selected.numel(), device=selected.device)
     is_root = (forest.root == own).view_as(selected) & ~selected

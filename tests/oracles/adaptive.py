@@ -71,18 +71,17 @@ def parents(
                     best = max(others, key=lambda p: cosine(features[t, n], features[t - 1, p]))
                     found = cosine(features[t, n], features[t - 1, best])
                     matches[t * num_tokens + n] = (found, (t - 1) * num_tokens + best)
-        limit = _limit([found for found, _ in matches.values()], length * num_tokens - least, threshold)
-        for token, (found, other) in matches.items():
-            if found > limit and threshold < 1:
-                parent[token] = other
+        would_link = [token for token, (found, _) in matches.items() if found > threshold]
+        most = length * num_tokens - least
+        if len(would_link) > most:
+            ranked = sorted(would_link, key=lambda token: -matches[token][0])  # earliest first among equals
+            would_link = (
+                [token for token in ranked[: most - 1] if matches[token][0] > -1 + 1e-6] if most else []
+            )
+        for token in would_link if threshold < 1 else []:
+            parent[token] = matches[token][1]
         start += length
     return parent
-
-
-def _limit(found: Sequence[float], most_links: int, threshold: float) -> float:
-    if sum(value > threshold for value in found) <= most_links:
-        return threshold
-    return max(sorted(found, reverse=True)[most_links - 1], -1 + 1e-6) if most_links else math.inf
 
 
 def allotted(features: Array, config: FlashVidConfig, shift: float = 0.0) -> tuple[list[int], list[int]]:

@@ -45,17 +45,32 @@ def budget(config: FlashVidConfig, num_units: int, num_tokens: int) -> tuple[int
     return kept, math.ceil(Fraction(str(config.alpha)) * kept)
 
 
-def segments(features: Array, threshold: float, least: int, fill: bool) -> list[int]:
+def segments(
+    features: Array, threshold: float, least: int, fill: bool, *, earliest: bool = False
+) -> list[int]:
+    """earliest: cut these of equal neighbours, as the reference does, and not places spread among them."""
     means = [unit.mean(axis=0) for unit in features]
-    similar = [cosine(a, b) for a, b in pairwise(means)]
+    similar = [1.0 if np.array_equal(a, b) and np.any(a) else cosine(a, b) for a, b in pairwise(means)]
     cuts = {t for t, s in enumerate(similar) if s < threshold}
     while fill and len(cuts) + 1 < least and len(cuts) < len(similar):
-        cuts.add(min((s, t) for t, s in enumerate(similar) if t not in cuts)[1])
+        rest = [t for t in range(len(similar)) if t not in cuts]
+        equal = [t for t in rest if similar[t] == min(similar[u] for u in rest)]
+        missing = least - 1 - len(cuts)
+        chosen = equal[:missing] if earliest or len(equal) <= missing else spread(equal, missing)
+        cuts |= set(chosen)
     lengths, start = [], 0
     for cut in sorted(cuts):
         lengths.append(cut + 1 - start)
         start = cut + 1
     return [*lengths, len(features) - start]
+
+
+def spread(places: Sequence[int], count: int) -> list[int]:
+    """Cuts at `count` of the places into parts of equal length; of parts that cannot be equal the later ones
+    are longer."""
+    parts = count + 1
+    borders = [math.floor(Fraction(part, parts) * (len(places) + 1)) for part in range(1, parts)]
+    return [places[border - 1] for border in borders]
 
 
 def select(
@@ -129,14 +144,15 @@ def _segment_parents(
     num_tokens = features.shape[1]
     best = best_matches(features, chosen, units)
     most = len(units) * (num_tokens - budget)
-    if sum(s > threshold for s, _ in best) > most:
-        ranked = sorted((s for s, _ in best), reverse=True)
-        threshold = max(ranked[most - 1], -1 + 1e-6) if most else math.inf
-    own = range(units.start * num_tokens, units.stop * num_tokens)
-    return [
-        parent if parent is not None and s > threshold and threshold < 1 else index
-        for (s, parent), index in zip(best, own, strict=True)
-    ]
+    above = [i for i, (s, _) in enumerate(best) if s > threshold and threshold < 1]
+    if len(above) > most:
+        best_first = sorted(above, key=lambda i: (-best[i][0], i))[: max(0, most - 1)]
+        above = [i for i in best_first if best[i][0] > -1 + 1e-6]
+    parents = list(range(units.start * num_tokens, units.stop * num_tokens))
+    for i in above:
+        parent = best[i][1]
+        parents[i] = parents[i] if parent is None else parent
+    return parents
 
 
 def places(roots: Sequence[int], total: int) -> list[int]:
@@ -168,10 +184,13 @@ def cluster_scores(points: Array, count: int) -> tuple[Array, list[float], list[
                 points.shape[1]
             )
     k = min(count, 7)
+    near = 1e-3 * distance.max()
     density = [math.exp(-float(np.mean(np.sort(distance[i])[:k] ** 2))) for i in size]
     score = []
     for i in size:
         denser = [distance[i, j] for j in size if density[j] > density[i]]
+        twins = [j for j in range(i) if density[j] == density[i] and distance[i, j] <= near]
+        denser += [distance[i, j] for j in twins]  # of points in one place the first is the denser
         score.append(density[i] * (min(denser) if denser else distance.max()))
     return distance, density, score
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from flashvid.compression.segments import segment_ids, segment_lengths
 from tests.oracles import literal
@@ -13,6 +14,14 @@ from tests.property.stages import unit_means
 
 usual = settings(max_examples=60)
 thresholds = st.sampled_from([-0.5, 0.0, 0.5, 0.9, 1.0])
+
+
+axes = st.lists(st.integers(0, 5), min_size=1, max_size=12)
+
+
+def means_along(axes: list[int]) -> Tensor:
+    """Means of which neighbours have cosine 0 or 1 (or 0 with a zero mean), exactly."""
+    return torch.cat((torch.eye(5), torch.zeros(1, 5)))[axes]
 
 
 def lengths_of(clip: Clip, threshold: float, least: int, fill: bool) -> list[int]:
@@ -28,14 +37,50 @@ def test_same_as_literal(clip: Clip, threshold: float, least: int, fill: bool) -
 
 
 @usual
-@given(st.lists(st.integers(0, 5), min_size=1, max_size=12), thresholds, st.integers(1, 12), st.booleans())
-def test_ties_go_to_the_earliest_cut(axes: list[int], threshold: float, least: int, fill: bool) -> None:
-    """Means along few axes: neighbouring cosines are 0 or 1 (or 0 with a zero mean), and equal to the
-    threshold at times."""
-    means = torch.cat((torch.eye(5), torch.zeros(1, 5)))[axes]
-    lengths = segment_lengths(means, threshold=threshold, min_segments=least, fill=fill)
-    expected = literal.segments(means.double().unsqueeze(1).numpy(), threshold, least, fill)
-    assert list(lengths) == expected
+@given(axes, thresholds, st.integers(1, 12), st.booleans(), st.booleans())
+def test_ties_are_spread_and_in_the_reference_go_to_the_earliest(
+    axes: list[int], threshold: float, least: int, fill: bool, earliest: bool
+) -> None:
+    """Cosines are equal to each other, and at times to the threshold."""
+    means = means_along(axes)
+    lengths = segment_lengths(
+        means, threshold=threshold, min_segments=least, fill=fill, reference_ties=earliest
+    )
+    features = means.double().unsqueeze(1).numpy()
+    assert list(lengths) == literal.segments(features, threshold, least, fill, earliest=earliest)
+
+
+@usual
+@given(st.integers(1, 200), st.integers(1, 12), st.integers(0, 2**31))
+def test_a_still_is_cut_into_equal_parts(units: int, least: int, seed: int) -> None:
+    mean = torch.randn(24, generator=torch.Generator().manual_seed(seed))
+    lengths = segment_lengths(mean.expand(units, -1), min_segments=least)
+    assert len(lengths) == min(least, units)
+    assert max(lengths) - min(lengths) <= 1
+
+
+@usual
+@given(st.lists(st.integers(2, 30), min_size=1, max_size=5), st.integers(0, 2**31))
+def test_rounding_does_not_choose_which_slide_is_cut(shown: list[int], seed: int) -> None:
+    """The cosine of a picture with itself is 1, or misses it by a rounding that differs from picture to
+    picture; one cut more than there are changes falls in the middle of all that is left."""
+    generator = torch.Generator().manual_seed(seed)
+    means = torch.randn(len(shown), 50, generator=generator).repeat_interleave(torch.tensor(shown), dim=0)
+    changes = set(torch.tensor(shown).cumsum(0)[:-1].tolist())
+    cuts = set(torch.tensor(segment_lengths(means, min_segments=len(shown) + 1)).cumsum(0)[:-1].tolist())
+    inside = [t for t in range(1, sum(shown)) if t not in changes]
+    assert cuts == changes | {inside[(len(inside) + 1) // 2 - 1]}
+
+
+@usual
+@given(clips(max_units=9, max_tokens=4), thresholds, st.integers(1, 12))
+def test_without_ties_the_reference_cuts_alike(clip: Clip, threshold: float, least: int) -> None:
+    means = unit_means(clip.features)
+    ours, theirs = (
+        segment_lengths(means, threshold=threshold, min_segments=least, reference_ties=reference)
+        for reference in (False, True)
+    )
+    assert ours == theirs
 
 
 @usual
