@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import ROOT
 from pipeline.cli.console import Console, ProgressView, print_pairs
-from pipeline.cli.summaries import print_plan, print_report
+from pipeline.cli.summaries import entered_text, print_plan, print_report
 from pipeline.cluster import check_healable, check_output
 from pipeline.config import JobConfig, load_config
 from pipeline.corpus import list_videos
@@ -268,9 +268,5 @@ def _print_row(console: Console, row: VideoRow, seconds: float, settings: str) -
 
 def _tokens_text(row: VideoRow) -> str:
     left = row.visual_tokens_budget - row.visual_tokens_after  # by adaptive retention
-    frames = "1 frame" if row.baseline_frames == 1 else f"{row.baseline_frames} frames"
-    return (
-        f"{row.visual_tokens_before} visual tokens, {row.visual_tokens_after} of them entered the language "
-        f"model{f', {left} fewer than allowed' if left > 0 else ''} "
-        f"({frames} uncompressed: {row.baseline_visual_tokens})"
-    )
+    entered = entered_text(row, f", {left} fewer than allowed" if left > 0 else "")
+    return f"{row.visual_tokens_before} visual tokens, {row.visual_tokens_after} of them {entered}"

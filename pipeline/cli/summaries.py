@@ -12,11 +12,12 @@ from pipeline.output import FAILURES
 from pipeline.stores import TAR_URI
 
 if TYPE_CHECKING:
-    from pipeline.cluster import RunReport
+    from pipeline.cluster import RunReport, Totals
     from pipeline.config import JobConfig
     from pipeline.output import CompactReport, OutputStatus, VerifyReport
+    from pipeline.records import VideoRow
 
-__all__ = ["print_compact", "print_plan", "print_report", "print_status", "print_verify"]
+__all__ = ["entered_text", "print_compact", "print_plan", "print_report", "print_status", "print_verify"]
 
 _EXAMPLES = 3  # failures shown per reason
 
@@ -74,7 +75,28 @@ def _tokens_text(config: JobConfig) -> str:
     share = f"{config.compression.retention_ratio:.0%} are kept"
     if config.compression.adaptive:
         share = f"at most {share}, fewer where nothing changes"
-    return f"{share}, and never more than {baseline} uncompressed frames would cost the language model"
+    mean = ", as a mean over its layers" if _is_pruned_inside(config) else ""
+    return f"{share}, and never more than {baseline} uncompressed frames would cost the language model{mean}"
+
+
+def _is_pruned_inside(config: JobConfig) -> bool:
+    ratio = config.compression.llm_retention_ratio
+    return config.compression.expansion > 1 if ratio is None else ratio < 1
+
+
+def entered_text(what: Totals | VideoRow, note: str = "") -> str:
+    """What became of the visual tokens that entered, beside what the baseline's would have been.
+
+    Where pruning inside makes it less, the mean over the layers is said too: that is what is held to the
+    baseline. note: more of those that entered.
+    """
+    mean = round(what.visual_tokens_mean)
+    inside = f", {mean} as a mean over its layers" if 0 < mean < what.visual_tokens_after else ""
+    baseline = ""
+    if what.baseline_frames:
+        frames = _count(what.baseline_frames, "frame")
+        baseline = f" ({frames} uncompressed: {what.baseline_visual_tokens})"
+    return f"entered the language model{note}{inside}{baseline}"
 
 
 def _count(number: int, noun: str) -> str:
@@ -147,8 +169,7 @@ def _print_counts(console: Console, report: RunReport) -> None:
     if counts.indexed:
         console.print(
             f"{totals.frames} frames, {totals.visual_tokens_before} visual tokens, of which "
-            f"{totals.visual_tokens_after} entered the language model; "
-            f"{report.videos_per_second:.2f} videos/s"
+            f"{totals.visual_tokens_after} {entered_text(totals)}; {report.videos_per_second:.2f} videos/s"
         )
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pipeline.cluster.metrics import Metrics
     from pipeline.cluster.preflight import check_healable, check_output
     from pipeline.cluster.protocol import CoordinatorHandle, LeaseReply, Message, Reply, Run, WorkerSeconds
-    from pipeline.cluster.report import STATUS_INTERRUPTED, Progress, RunReport
+    from pipeline.cluster.report import STATUS_INTERRUPTED, Progress, RunReport, Totals
     from pipeline.cluster.session import ray_session
     from pipeline.cluster.submitting import Submission, submit_job
     from pipeline.cluster.worker import Worker
@@ -33,7 +33,7 @@ else:
             "job": ["RemoteCoordinator", "run_job"],
             "metrics": ["Metrics"],
             "protocol": ["CoordinatorHandle", "LeaseReply", "Message", "Reply", "Run", "WorkerSeconds"],
-            "report": ["Progress", "RunReport", "STATUS_INTERRUPTED"],
+            "report": ["Progress", "RunReport", "STATUS_INTERRUPTED", "Totals"],
             "session": ["ray_session"],
             "submitting": ["Submission", "submit_job"],
             "worker": ["Worker"],
@@ -56,6 +56,7 @@ __all__ = [
     "Run",
     "RunReport",
     "Submission",
+    "Totals",
     "Worker",
     "WorkerSeconds",
     "check_healable",

@@ -30,11 +30,17 @@ STATUS_INTERRUPTED = 130
 
 @dataclass
 class Totals:
-    """Sums over the rows and failures of one run (not of earlier runs). Seconds are summed over workers."""
+    """Sums over the rows and failures of one run (not of earlier runs). Seconds are summed over workers.
+
+    Reports written before there were ``baseline_*`` and ``visual_tokens_mean`` have 0 there.
+    """
 
     frames: int = 0
+    baseline_frames: int = 0
+    baseline_visual_tokens: int = 0
     visual_tokens_before: int = 0
     visual_tokens_after: int = 0
+    visual_tokens_mean: float = 0.0
     output_tokens: int = 0
     gpu_wait_seconds: float = 0.0
     gpu_busy_seconds: float = 0.0
@@ -45,8 +51,11 @@ class Totals:
     def add_row(self, row: VideoRow) -> None:
         """Count one indexed video."""
         self.frames += row.num_frames
+        self.baseline_frames += row.baseline_frames
+        self.baseline_visual_tokens += row.baseline_visual_tokens
         self.visual_tokens_before += row.visual_tokens_before
         self.visual_tokens_after += row.visual_tokens_after
+        self.visual_tokens_mean += row.visual_tokens_mean
         self.output_tokens += row.output_tokens
 
     def add_failure(self, failure: Failure) -> None:

@@ -15,8 +15,7 @@ from flashvid.compression.merging import best_matches, grow_trees
 from flashvid.compression.products import token_products
 from flashvid.compression.segments import segment_ids
 from tests.oracles import literal
-from tests.property.clips import Clip, axis_clips, clips, configs, lengths_of
-from tests.property.stages import link
+from tests.property.clips import Clip, clips, configs
 from tests.property.test_determinism import same
 
 usual = settings(max_examples=60)
@@ -98,25 +97,6 @@ def test_the_same_again_scaled_and_in_half_precision(
         for features in (clip.features, clip.features * 2.0**exponent)
     )
     assert torch.equal(plain.kept, scaled.kept)
-
-
-@usual
-@given(axis_clips(), st.integers(2, 12), st.sampled_from([-1.0, 0.0, 0.2, 0.8]), st.data())
-def test_trees_of_a_repeated_clip_are_the_literal_ones(
-    clip: Clip, times: int, threshold: float, data: st.DataObject
-) -> None:
-    features = clip.features.repeat(times, 1, 1)
-    num_units, num_tokens, _ = features.shape
-    lengths = data.draw(lengths_of(Clip(features, clip.saliency)))
-    count = data.draw(st.integers(0, num_tokens - 1))
-    budget = data.draw(st.integers(max(1, count), num_tokens))
-    picks = [list(range(count)) for _ in range(num_units)]
-    chosen = torch.zeros(num_units, num_tokens, dtype=torch.bool)
-    chosen[:, :count] = True
-    forest = link(features, chosen, lengths, unit_budget=budget, threshold=threshold)
-    assert forest.parent.tolist() == literal.parents(
-        features.double().numpy(), picks, lengths, budget, threshold
-    )
 
 
 @usual

@@ -40,6 +40,25 @@ def test_same_as_literal(clip: Clip, threshold: float, data: st.DataObject) -> N
     assert forest.root.tolist() == literal.roots_of(parent)
 
 
+@settings(max_examples=100)
+@given(axis_clips(), st.integers(2, 12), st.sampled_from([-1.0, 0.0, 0.2, 0.8]), st.data())
+def test_same_as_literal_where_a_clip_repeats_itself(
+    clip: Clip, times: int, threshold: float, data: st.DataObject
+) -> None:
+    features = clip.features.repeat(times, 1, 1)
+    num_units, num_tokens, _ = features.shape
+    lengths = data.draw(lengths_of(Clip(features, clip.saliency)))
+    count = data.draw(st.integers(0, num_tokens - 1))
+    budget = data.draw(st.integers(max(1, count), num_tokens))
+    picks = [list(range(count)) for _ in range(num_units)]
+    chosen = torch.zeros(num_units, num_tokens, dtype=torch.bool)
+    chosen[:, :count] = True
+    forest = link(features, chosen, lengths, unit_budget=budget, threshold=threshold)
+    assert forest.parent.tolist() == literal.parents(
+        features.double().numpy(), picks, lengths, budget, threshold
+    )
+
+
 @usual
 @given(clips(min_units=3, min_tokens=4, max_tokens=9), st.sampled_from([-1.0, 0.0, 0.4]), st.data())
 def test_the_floor_raises_the_threshold(clip: Clip, threshold: float, data: st.DataObject) -> None:

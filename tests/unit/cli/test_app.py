@@ -13,6 +13,9 @@ import pytest
 import s3fs
 from typer.testing import CliRunner, Result
 
+from flashvid.arithmetic import unit_budget
+from flashvid.budget import config_for_baseline, inside_schedule
+from flashvid.profiles import PROFILES
 from pipeline.cli.app import app
 from pipeline.cli.commands import caption_config, settings_text
 from pipeline.cluster.preflight import check_output
@@ -213,6 +216,18 @@ def test_configs_begin_with_their_command_and_are_valid(name: str) -> None:
     assert f"flashvid index configs/{name}.yaml" in first
     config = load_config(path, ["corpus.uri=videos", "output.uri=index"])
     assert config.num_frames == 160
+
+
+@pytest.mark.parametrize("task", PROFILES)
+def test_your_own_folder_on_a_cpu_never_costs_more_than_the_uncompressed_frames(task: str) -> None:
+    """Entering, not only as a mean over the layers: configs/local_cpu.yaml says so, of every profile."""
+    path = ROOT / "configs" / "local_cpu.yaml"
+    config = load_config(path, ["corpus.uri=videos", "output.uri=index", f"compression.profile={task}"])
+    baseline = config.frames.baseline // 2 * 36
+    held = config_for_baseline(config.compression, 5, baseline)
+    assert inside_schedule(held, 5) is None
+    units = config.num_frames // 2
+    assert units * unit_budget(held, units, 36).kept <= baseline
 
 
 def test_caption_without_settings_is_the_demo_model() -> None:

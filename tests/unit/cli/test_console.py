@@ -18,12 +18,13 @@ from pipeline.cli.console import (
     print_table,
     progress_text,
 )
-from pipeline.cli.summaries import print_plan, print_report, print_status, print_verify
+from pipeline.cli.summaries import entered_text, print_plan, print_report, print_status, print_verify
 from pipeline.cluster.backlog import Counts
 from pipeline.cluster.report import Progress, RunReport, Totals
-from pipeline.config.job import JobConfig
+from pipeline.config.job import JobConfig, load_config
 from pipeline.output.status import OutputStatus
 from pipeline.output.verify import VerifyReport
+from tests.unit.samples import make_row
 
 
 def console(terminal: bool = False) -> Console:
@@ -148,6 +149,41 @@ def test_a_report_shows_the_sum_and_where_the_rows_are() -> None:
     assert "listed = indexed + failed + skipped" in text
     assert "from 'out/index/videos/*.parquet'" in text
     assert "480 entered the language model" in text
+
+
+def test_what_enters_is_shown_beside_the_mean_that_is_held_to_the_uncompressed_frames() -> None:
+    """400 of 288 reads like a broken promise where tokens are pruned inside the language model."""
+    entered = {"visual_tokens_before": 2880, "visual_tokens_after": 400, "visual_tokens_budget": 400}
+    row = make_row(visual_tokens_mean=287.6, **entered)
+    text = "entered the language model, 288 as a mean over its layers"
+    assert entered_text(row) == f"{text} (16 frames uncompressed: 288)"
+    totals = Totals()
+    totals.add_row(row)
+    totals.add_row(replace(row, baseline_frames=1, baseline_visual_tokens=36))
+    target = console()
+    print_report(target, replace(report(listed=2, indexed=2), totals=totals), [])
+    assert (
+        "of which 800 entered the language model, 575 as a mean over its layers (17 frames uncompressed: 324)"
+        in " ".join(text_of(target).split())
+    )
+
+
+def test_without_pruning_inside_there_is_no_second_number() -> None:
+    row = make_row(visual_tokens_before=2880, visual_tokens_after=240, visual_tokens_mean=240.0)
+    assert entered_text(row, ", 5 fewer than allowed") == (
+        "entered the language model, 5 fewer than allowed (16 frames uncompressed: 288)"
+    )
+
+
+def test_a_plan_says_whose_mean_is_kept() -> None:
+    said = []
+    for settings in ([], ["compression.expansion=1"], ["compression.llm_retention_ratio=1"]):
+        target = console()
+        print_plan(
+            target, load_config(None, ["corpus.uri=a", "output.uri=b", "model.name=c", *settings]), "r"
+        )
+        said.append("as a mean over its layers" in " ".join(text_of(target).split()))
+    assert said == [True, False, False]
 
 
 def test_a_report_shows_failures_by_reason_with_a_few_examples() -> None:
