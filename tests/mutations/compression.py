@@ -50,14 +50,6 @@ COMPRESSION = (
     ),
     Planted(
         "segments",
-        "equal cuts are spread from the first place on",
-        "flashvid/compression/segments.py",
-        "// (count + 1) - 1]",
-        "// (count + 1) - 1 - i // 2]",
-        _SEGMENTS,
-    ),
-    Planted(
-        "segments",
         "of equal means rounding decides",
         "flashvid/compression/segments.py",
         "if not reference_ties:",
@@ -263,14 +255,6 @@ COMPRESSION = (
         "flashvid/compression/clustering.py",
         "if coinciding:",
         "if False:",
-        _CLUSTERS,
-    ),
-    Planted(
-        "clusters",
-        "of equal points the latest counts as the densest",
-        "flashvid/compression/clustering.py",
-        ".tril_(-1)",
-        ".triu_(1)",
         _CLUSTERS,
     ),
     Planted(
