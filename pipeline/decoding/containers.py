@@ -15,9 +15,13 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import av
+from av.sidedata.sidedata import Type
 
-from pipeline.decoding.rotation import Turn, turn_of
+from pipeline.decoding.colours import Painter, dolby_note
+from pipeline.decoding.pixels import Shown, shown_size
+from pipeline.decoding.rotation import Turn, side_data_of, turn_of
 from pipeline.decoding.timeline import Clock
+from pipeline.decoding.tracks import is_animated_webp, main_stream
 from pipeline.errors import Reason, Stage, VideoError
 
 __all__ = [
@@ -56,6 +60,18 @@ _TS_DISCONT = 0x200  # AVFMT_TS_DISCONT
 _TAGGED_DURATION = re.compile(r"(\d{1,4}):(\d\d):(\d\d(?:\.\d+)?)$")
 
 
+def _nameless(cls: type[Type], value: int) -> Type:
+    """PyAV lists no side data at all where FFmpeg attached a type that PyAV has no name for: the EXIF of
+    still pictures, the views of spatial video."""
+    member = object.__new__(cls)
+    member._name_ = f"TYPE_{value}"
+    member._value_ = value  # type: ignore[assignment]
+    return member
+
+
+Type._missing_ = classmethod(_nameless)  # type: ignore[assignment,method-assign]
+
+
 class DecoderRefusedError(Exception):
     """This decoder cannot, another may. ``reason`` holds where there is no other."""
 
@@ -91,9 +107,12 @@ class Limits:
 
 @dataclass(frozen=True)
 class Header:
-    """What the container claims, and the upright size of a frame that was decoded.
+    """What the container claims, and how the first picture is shown.
 
     ``claimed_end_seconds``: when the pictures are said to end, from the container's start on; 0: no word.
+    ``width`` and ``height`` are those of the first picture as it is shown: upright, its pixels square.
+    ``stored_size``: its (width, height) in the file. ``notes``: what could not be heeded.
+    ``oddity``: what an old decoder would get wrong, None where nothing.
     """
 
     codec: str
@@ -102,6 +121,9 @@ class Header:
     width: int
     height: int
     turn: Turn
+    stored_size: tuple[int, int] = (0, 0)
+    notes: tuple[str, ...] = ()
+    oddity: str | None = None
 
 
 @dataclass
@@ -116,25 +138,41 @@ def read_header(path: str, limits: Limits) -> Header:
     """What the file claims, and the size of its first frame. Raises as ``opened`` does."""
     damage = Damage()
     with opened(path, limits) as (container, stream):
+        painter = Painter(stream)
         first = next(decoded(container, stream, damage, limits), None)
         if first is None:
             raise DecoderRefusedError(Reason.CORRUPT, "no frame can be decoded")
-        header = describe(container, stream, first, turn_of(first))
+        header = describe(container, stream, first, painter)
     del first
-    gc.collect()  # see turn_of
+    gc.collect()  # see side_data_of
     return header
 
 
-def describe(container: Any, stream: Any, frame: Any, turn: Turn) -> Header:
+def describe(container: Any, stream: Any, first: Any, painter: Painter) -> Header:
+    """The header, given the first picture that can be decoded. Ask once per file: see side_data_of."""
+    side_data = side_data_of(first)
+    turn = turn_of(side_data)
+    ratio = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio
+    shown = shown_size(first.width, first.height, ratio)
     turned = turn.num_quarters % 2 == 1
     return Header(
         codec=stream.codec_context.codec.canonical_name,
         containers=frozenset(container.format.name.split(",")),
         claimed_end_seconds=_claimed_end(container, stream),
-        width=frame.height if turned else frame.width,
-        height=frame.width if turned else frame.height,
+        width=shown.height if turned else shown.width,
+        height=shown.width if turned else shown.height,
         turn=turn,
+        stored_size=(first.width, first.height),
+        notes=tuple(note for note in (shown.note, dolby_note(side_data)) if note),
+        oddity=_oddity(container, turn, shown, painter.oddity(first)),
     )
+
+
+def _oddity(container: Any, turn: Turn, shown: Shown, colours: str | None) -> str | None:
+    """What decord gets wrong: it picks a track of its own, and turns by what the container says alone."""
+    if len(container.streams.video) > 1:
+        return "several video tracks"
+    return "turned pictures" if turn != Turn(False, 0) else colours
 
 
 def origin_seconds(container: Any) -> float | None:
@@ -184,11 +222,15 @@ def opened(path: str, limits: Limits, threads: int = 1) -> Iterator[tuple[Any, A
 
     Raises VideoError: corrupt, unsupported_codec (playlists too), no_frames, or too_large for what it claims.
     """
-    if head_of(path).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(_PLAYLIST_STARTS):
+    head = head_of(path)
+    if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(_PLAYLIST_STARTS):
         message = "a playlist or another text that names videos; list the videos themselves"
         raise VideoError(Stage.DECODING, Reason.UNSUPPORTED_CODEC, message)
+    if is_animated_webp(head):
+        message = "an animated WebP, which FFmpeg does not decode; convert it to mp4 or GIF"
+        raise VideoError(Stage.DECODING, Reason.UNSUPPORTED_CODEC, message)
     with _open(path, limits.codec_options) as container:
-        stream = _main_stream(container)
+        stream = main_stream(container)
         context = stream.codec_context
         limits.check_count(stream.frames)
         limits.check_size(*((context.width, context.height) if context.width else _claimed_size(path)))
@@ -213,21 +255,8 @@ def _open(path: str, options: dict[str, str]) -> Any:
 def _claimed_size(path: str) -> tuple[int, int]:
     """What the headers say where libav refused it; no picture is decoded, so none is allocated."""
     with _open(path, {"skip_frame": "all"}) as container:
-        context = _main_stream(container).codec_context
+        context = main_stream(container).codec_context
         return context.width, context.height
-
-
-def _main_stream(container: Any) -> Any:
-    cover_art = av.stream.Disposition.attached_pic
-    moving = [stream for stream in container.streams.video if not stream.disposition & cover_art]
-    if not moving:
-        kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "none"
-        raise VideoError(Stage.DECODING, Reason.NO_FRAMES, f"no video stream (streams: {kinds})")
-    best = container.streams.best("video")
-    stream = best if best in moving else moving[0]
-    if stream.codec_context is None:
-        raise VideoError(Stage.DECODING, Reason.UNSUPPORTED_CODEC, "no decoder knows this video's codec")
-    return stream
 
 
 def packets_of(container: Any, stream: Any, limits: Limits) -> Iterator[Any]:

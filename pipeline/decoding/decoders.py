@@ -109,10 +109,9 @@ class _DecordVideo:
             raise DecoderRefusedError(Reason.UNSUPPORTED_CODEC, "decord is not installed")
         self._request = request
         self._header = read_header(path, limits)
-        if self._header.turn.is_mirrored:
-            raise DecoderRefusedError(
-                Reason.UNSUPPORTED_CODEC, "decord turns pictures, it does not mirror them"
-            )
+        if self._header.oddity is not None:
+            why = f"decord is not right about {self._header.oddity}; add pyav to decoding.decoders"
+            raise DecoderRefusedError(Reason.UNSUPPORTED_CODEC, why)
         self._timeline = _trusted_timeline(path, self._header, limits)
         self._reader = _open_decord(path, self._header, request, limits.threads)
         try:

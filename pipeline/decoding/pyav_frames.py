@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.decoding.colours import Painter
 from pipeline.decoding.containers import (
     Damage,
     DecoderRefusedError,
@@ -23,7 +25,6 @@ from pipeline.decoding.containers import (
     origin_seconds,
     packets_of,
 )
-from pipeline.decoding.rotation import Turn, turn_of
 from pipeline.decoding.sampling import FrameRequest, Span, pick_frames, smart_resize
 from pipeline.decoding.timeline import (
     Packet,
@@ -75,7 +76,7 @@ class PyavVideo:
         self._request = request
         self._limits = limits
         self._walk: _Walk | None = None
-        self._turn: Turn | None = None
+        self._header: Header | None = None
         self._num_bad = 0  # in all spans so far
         self._timeline = read_timeline(path, limits) or _decode_timeline(path, limits)
 
@@ -93,18 +94,19 @@ class PyavVideo:
         except _OvershotError:
             taken = self._take([straight])
         self._refuse(taken, span)
-        assert taken.header is not None, "a picture was taken, so its size is known"
-        if self._turn is None:
-            self._turn = taken.header.turn
-            gc.collect()  # see turn_of
+        header = taken.header
+        assert header is not None, "a picture was taken, so the first was seen"
+        if self._header is None:
+            self._header = header
+            gc.collect()  # see side_data_of
         return RawFrames(
             np.stack(taken.pictures),
             timeline.seconds_at(taken.stamps),
             len(timeline.stamps),
             timeline.start_seconds,
             timeline.duration_seconds,
-            taken.header,
-            damage_note(taken.header, timeline, taken.damage),
+            header,
+            damage_note(header, timeline, taken.damage, taken.painter.notes),
         )
 
     def _refuse(self, taken: _Taken, span: Span) -> None:
@@ -117,9 +119,9 @@ class PyavVideo:
 
     def _take(self, runs: list[Run]) -> _Taken:
         """Decode along ``runs``; convert only the targets."""
-        taken = _Taken(self._request, self._turn)
         with opened(self._path, self._limits, self._limits.threads) as (container, stream):
-            frames = self._stamped(container, stream, taken.damage)
+            taken = _Taken(self._request, Painter(stream), self._header)
+            frames = taken.begun(self._stamped(container, stream, taken.damage), container, stream)
             for run in runs:
                 if run.seek is not None:
                     is_byte = self._timeline.clock is not None
@@ -127,7 +129,7 @@ class PyavVideo:
                         raise _OvershotError
                     frames = self._stamped(container, stream, taken.damage, run.seek)
                 for stamp, frame in _on_target(frames, run):
-                    taken.add(stamp, frame, container, stream)
+                    taken.add(stamp, frame)
         return taken
 
     def _take_on(self, run: Run) -> _Taken:
@@ -135,10 +137,10 @@ class PyavVideo:
         if self._walk is None or self._walk.position > run.targets[0]:
             self._walk = _Walk(self._path, self._limits)
         walk = self._walk
-        taken = _Taken(self._request, self._turn)
+        taken = _Taken(self._request, walk.painter, self._header)
         bad_before = walk.damage.bad
-        for stamp, frame in _on_target(walk.frames, run):
-            taken.add(stamp, frame, walk.container, walk.stream)
+        for stamp, frame in _on_target(taken.begun(walk.frames, walk.container, walk.stream), run):
+            taken.add(stamp, frame)
         taken.damage = Damage(walk.damage.packets, walk.damage.bad - bad_before)
         return taken
 
@@ -159,6 +161,7 @@ class _Walk:
         self._limits = limits
         self._closing = ExitStack()
         self.container, self.stream = self._closing.enter_context(opened(path, limits, limits.threads))
+        self.painter = Painter(self.stream)
         self.damage = Damage()
         self.position = 0  # of the frame that comes next
         self.frames = self._numbered()
@@ -172,20 +175,29 @@ class _Walk:
 @dataclass
 class _Taken:
     request: FrameRequest
-    turn: Turn | None
+    painter: Painter
+    header: Header | None
     stamps: list[int] = field(default_factory=list)
     pictures: list[NDArray[np.uint8]] = field(default_factory=list)
     damage: Damage = field(default_factory=Damage)
-    header: Header | None = None
 
-    def add(self, stamp: int, frame: Any, container: Any, stream: Any) -> None:
+    def begun(
+        self, frames: Iterator[tuple[int, Any]], container: Any, stream: Any
+    ) -> Iterator[tuple[int, Any]]:
+        """The frames from the file's first on, which says how all are shown, whichever are wanted."""
+        first = next(frames, None) if self.header is None else None
+        if first is None:
+            return frames
+        self.header = describe(container, stream, first[1], self.painter)
+        return chain([first], frames)
+
+    def add(self, stamp: int, frame: Any) -> None:
         if self.stamps and stamp <= self.stamps[-1]:
             return
-        if self.header is None:
-            self.header = describe(container, stream, frame, self.turn or turn_of(frame))
+        assert self.header is not None, "the first frame came before"
         self.stamps.append(stamp)
         height, width = model_size(self.header, self.request)
-        self.pictures.append(_picture(frame, height, width, self.header.turn))
+        self.pictures.append(_picture(frame, height, width, self.header, self.painter))
 
 
 def read_timeline(path: str, limits: Limits) -> Timeline | None:
@@ -251,19 +263,22 @@ def model_size(header: Header, request: FrameRequest) -> tuple[int, int]:
         raise VideoError(Stage.DECODING, Reason.UNSUPPORTED_CODEC, str(error)) from None
 
 
-def _picture(frame: Any, height: int, width: int, turn: Turn) -> NDArray[np.uint8]:
+def _picture(frame: Any, height: int, width: int, header: Header, painter: Painter) -> NDArray[np.uint8]:
     """One frame as RGB uint8 (height, width, 3), brought upright after the (cheaper) resize."""
-    is_mirrored, turns = turn
+    is_mirrored, turns = header.turn
     if turns % 2:
         height, width = width, height
-    resized = frame.reformat(width=width, height=height, format="rgb24", interpolation="BICUBIC")
-    picture = resized.to_ndarray()
+    if (frame.width, frame.height) != header.stored_size:
+        painter.say("its pictures change size on the way: all are shown in the shape of the first")
+    picture = painter.picture(frame, height, width)
     return np.rot90(np.fliplr(picture) if is_mirrored else picture, turns)
 
 
-def damage_note(header: Header, timeline: Timeline, damage: Damage) -> str | None:
+def damage_note(
+    header: Header, timeline: Timeline, damage: Damage, of_pictures: Sequence[str] = ()
+) -> str | None:
     """What was wrong with a file that was read all the same, or None."""
-    notes = []
+    notes = list(dict.fromkeys((*header.notes, *of_pictures)))
     if damage.bad:
         notes.append(f"{damage.bad} of {damage.packets} packets could not be decoded")
     end, claimed = timeline.duration_seconds, header.claimed_end_seconds
