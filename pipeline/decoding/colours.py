@@ -24,7 +24,7 @@ _XYZ = 10
 _IPT = 15
 # Matrices by which swscale can read, as it numbers them; unsaid, and RGB of what is none, mean BT.601.
 _BT2020_MATRIX = 9
-_MATRICES = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, _BT2020_MATRIX: 9, 0: 5, _UNSAID: 5, 3: 5}
+_MATRICES = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, _BT2020_MATRIX: 9, 10: 9, 0: 5, _UNSAID: 5, 3: 5}
 _ODD_MATRICES = {
     8: "YCgCo",
     10: "BT.2020 of constant luminance",
@@ -148,14 +148,16 @@ def _tags_of(frame: Any, context: Any) -> _Tags:
 
 
 def _resized(frame: Any, height: int, width: int, form: str, tags: _Tags) -> NDArray[Any]:
-    """The frame as RGB by its matrix and range. Both are named: some PyAV heed the frame's, some do not."""
+    """The frame as RGB by its matrix and range. Both are named: PyAV before 17 does not heed the frame's, nor
+    what is named where source and destination are the same. RGB has no matrix, so that any other will do."""
     named: dict[str, Any] = {}
     if len(frame.format.components) >= _NUM_YUV_PLANES and not frame.format.is_rgb:
+        matrix = _MATRICES.get(tags.matrix, _MATRICES[_UNSAID])
         is_full = tags.range == _FULL or frame.format.name.startswith("yuvj")
         named = {
-            "src_colorspace": _MATRICES.get(tags.matrix, _MATRICES[_UNSAID]),
+            "src_colorspace": matrix,
             "src_color_range": _FULL if is_full else _LIMITED,
-            "dst_colorspace": _MATRICES[_UNSAID],
+            "dst_colorspace": next(other for other in (1, 5) if other != matrix),
             "dst_color_range": _FULL,
         }
     resized = frame.reformat(width=width, height=height, format=form, interpolation="BICUBIC", **named)

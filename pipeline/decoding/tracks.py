@@ -14,7 +14,7 @@ _VP8X_HAS_ANIMATION = 0x02
 
 def moving_streams(container: Any) -> list[Any]:
     """The video tracks that are no attached picture: covers, and the thumbnails of chapters."""
-    return [one for one in container.streams.video if not one.disposition & _IS_ATTACHED]
+    return [one for one in container.streams.video if not _flags(one) & _IS_ATTACHED]
 
 
 def main_stream(container: Any) -> Any:
@@ -25,12 +25,17 @@ def main_stream(container: Any) -> Any:
     moving = moving_streams(container)
     if not moving:
         raise VideoError(Stage.DECODING, Reason.NO_FRAMES, _why_none(container))
-    marked = [stream for stream in moving if stream.disposition & _IS_DEFAULT] or moving
+    marked = [stream for stream in moving if _flags(stream) & _IS_DEFAULT] or moving
     best = container.streams.best("video")
     stream = best if best in marked else marked[0]
     if stream.codec_context is None:
         raise VideoError(Stage.DECODING, Reason.UNSUPPORTED_CODEC, "no decoder knows this video's codec")
     return stream
+
+
+def _flags(stream: Any) -> int:
+    """Of PyAV before 16 a disposition is no number."""
+    return int(stream.disposition.value)
 
 
 def _why_none(container: Any) -> str:
