@@ -117,17 +117,17 @@ def with_pixel_ratio(source: Path, path: Path, wide: int, high: int) -> Path:
 
 
 def two_tracks(path: Path, default: int) -> Path:
-    """Track 0 is black, 64x48 and 10 frames at 5 fps, track 1 is white, 128x96 and 24 frames at 8 fps."""
+    """Track 0 is black and 64x48, track 1 is white and 128x96; both have 24 frames at 8 fps."""
     with av.open(str(path), "w") as container:
-        sizes, rates, counts = ((48, 64), (96, 128)), (5, 8), (10, 24)
-        streams = [container.add_stream("libx264", rate=rate) for rate in rates]
+        sizes = ((48, 64), (96, 128))
+        streams = [container.add_stream("libx264", rate=8) for _ in sizes]
         for number, stream in enumerate(streams):
             stream.height, stream.width = sizes[number]
             stream.pix_fmt = "yuv420p"
             stream.disposition = av.stream.Disposition(int(number == default))
         for number, stream in enumerate(streams):
             picture = np.full((*sizes[number], 3), 235 * number, np.uint8)
-            for _ in range(counts[number]):
+            for _ in range(24):
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
             container.mux(stream.encode())
     return path
