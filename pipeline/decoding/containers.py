@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import gc
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -18,15 +18,16 @@ import av
 from av.sidedata.sidedata import Type
 
 from pipeline.decoding.colours import Painter, dolby_note
-from pipeline.decoding.pixels import Shown, shown_size
+from pipeline.decoding.damage import Damage
+from pipeline.decoding.decoder_log import DecoderLog
+from pipeline.decoding.pixels import shown_size
 from pipeline.decoding.rotation import Turn, side_data_of, turn_of
-from pipeline.decoding.timeline import Clock
+from pipeline.decoding.timeline import Told
 from pipeline.decoding.tracks import is_animated_webp, main_stream
 from pipeline.errors import Reason, Stage, VideoError
 
 __all__ = [
     "NO_ROOM",
-    "Damage",
     "DecoderRefusedError",
     "Header",
     "Limits",
@@ -39,6 +40,7 @@ __all__ = [
     "origin_seconds",
     "packets_of",
     "read_header",
+    "told_by",
 ]
 
 # Formats that hold their own pictures (or sound, to say that there is no picture). Those that name other
@@ -57,6 +59,8 @@ NO_ROOM = (MemoryError, BlockingIOError)
 # libav holds sides rounded up to whole blocks against its limit; the exact check is ours.
 _ALIGNMENT_SLACK = 1.25
 _TS_DISCONT = 0x200  # AVFMT_TS_DISCONT
+_NO_TIMESTAMPS = 0x80  # AVFMT_NOTIMESTAMPS
+_ORDER_IN_PICTURES = frozenset({"h264", "hevc", "vvc"})  # no demuxer looks that deep
 _TAGGED_DURATION = re.compile(r"(\d{1,4}):(\d\d):(\d\d(?:\.\d+)?)$")
 
 
@@ -126,14 +130,6 @@ class Header:
     oddity: str | None = None
 
 
-@dataclass
-class Damage:
-    """Packets seen and packets that could not be decoded."""
-
-    packets: int = 0
-    bad: int = 0
-
-
 def read_header(path: str, limits: Limits) -> Header:
     """What the file claims, and the size of its first frame. Raises as ``opened`` does."""
     damage = Damage()
@@ -155,6 +151,7 @@ def describe(container: Any, stream: Any, first: Any, painter: Painter) -> Heade
     ratio = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio
     shown = shown_size(first.width, first.height, ratio)
     turned = turn.num_quarters % 2 == 1
+    notes = tuple(note for note in (shown.note, dolby_note(side_data)) if note)
     return Header(
         codec=stream.codec_context.codec.canonical_name,
         containers=frozenset(container.format.name.split(",")),
@@ -163,16 +160,11 @@ def describe(container: Any, stream: Any, first: Any, painter: Painter) -> Heade
         height=shown.width if turned else shown.height,
         turn=turn,
         stored_size=(first.width, first.height),
-        notes=tuple(note for note in (shown.note, dolby_note(side_data)) if note),
-        oddity=_oddity(container, turn, shown, painter.oddity(first)),
+        notes=notes,
+        oddity="turned pictures"
+        if turn != Turn(False, 0)
+        else painter.oddity(first) or next(iter(notes), None),
     )
-
-
-def _oddity(container: Any, turn: Turn, shown: Shown, colours: str | None) -> str | None:
-    """What decord gets wrong: it picks a track of its own, and turns by what the container says alone."""
-    if len(container.streams.video) > 1:
-        return "several video tracks"
-    return "turned pictures" if turn != Turn(False, 0) else colours
 
 
 def origin_seconds(container: Any) -> float | None:
@@ -184,6 +176,14 @@ def origin_seconds(container: Any) -> float | None:
 def may_jump(container: Any) -> bool:
     """Whether the format allows timestamps to start anew in the middle."""
     return bool(container.format.flags & _TS_DISCONT)
+
+
+def told_by(container: Any, stream: Any) -> Told:
+    """Which times the packets of a stream carry. Without reordering all are the same."""
+    name = container.format.name
+    made_up = container.format.flags & _NO_TIMESTAMPS or name == "avi"
+    made_up = made_up or (name == "asf" and stream.codec_context.name in _ORDER_IN_PICTURES)
+    return Told.DECODED if made_up and stream.codec_context.has_b_frames else Told.SHOWN
 
 
 def _claimed_end(container: Any, stream: Any) -> float:
@@ -237,7 +237,10 @@ def opened(path: str, limits: Limits, threads: int = 1) -> Iterator[tuple[Any, A
         context.options = limits.codec_options
         context.thread_count = threads
         context.thread_type = "AUTO"
-        yield container, stream
+        try:
+            yield container, stream
+        finally:  # threads that want to log wait for the lock that closing would hold while it waits for them
+            context.flush_buffers()
 
 
 def _open(path: str, options: dict[str, str]) -> Any:
@@ -299,29 +302,43 @@ def decoded(
     damage: Damage,
     limits: Limits,
     *,
-    clock: Clock | None = None,
-    position: int = 0,
+    mend: Callable[[Any], None] | None = None,
+    shown_from: int | None = None,
 ) -> Iterator[Any]:
-    """Frames in display order; packets that cannot be decoded are counted and passed over.
+    """Frames in display order; what is damaged is counted in ``damage``.
 
-    Times are mended by ``clock``, from the byte ``position`` on.
+    Packets that cannot be decoded are passed over. Pictures decoded only in parts are given all the same, as
+    it was their turn. What a stream shows before its first keyframe, or before ``shown_from`` (ticks) where
+    decoding begins after a jump, is no damage: those that are incomplete are left out. ``mend`` may change a
+    packet's times before it is decoded.
     """
-    for packet in packets_of(container, stream, limits):
-        damage.packets += packet.size > 0
-        position = position if packet.pos is None else packet.pos
-        if clock is not None and packet.pts is not None:
-            packet.pts += clock.shift(position)
+    damage.restart()
+    log = DecoderLog(stream.codec_context)
+    is_settled = False
+    place = 0  # of the next picture
+    for number, packet in enumerate(packets_of(container, stream, limits)):
+        damage.seen += packet.size > 0
+        if mend is not None and packet.size:
+            mend(packet)
         try:
             frames = packet.decode()
         except NO_ROOM:
             raise
         except av.error.FFmpegError:
-            damage.bad += 1
+            damage.add_failed(packet, number)
             continue
+        finally:
+            if log.complained() and is_settled:
+                damage.add_complaint(packet, number)
         for frame in frames:
             limits.check_size(frame.width, frame.height)
-            if not frame.is_corrupt:
+            is_early = shown_from is not None and frame.pts is not None and frame.pts < shown_from
+            is_settled = is_settled or (not is_early and (frame.key_frame or not frame.is_corrupt))
+            if is_settled:
+                damage.add_picture(frame, place)
+            if is_settled or not frame.is_corrupt:
                 yield frame
+            place += 1
 
 
 def _too_large(message: str) -> NoReturn:

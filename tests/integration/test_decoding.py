@@ -62,20 +62,20 @@ def pyav_pool() -> Iterator[DecodePool]:
 @pytest.mark.parametrize(
     ("name", "encoder", "expected"),
     [
-        ("a.mp4", "libx264", "h264 by decord"),
-        ("b.mp4", "libx265", "hevc by decord"),
+        ("a.mp4", "libx264", "h264 by pyav"),
+        ("b.mp4", "libx265", "hevc by pyav"),
         ("open.mp4", "libx265-open", "hevc by pyav"),
         ("c.mkv", "libsvtav1", "av1 by pyav"),
-        ("d.avi", "mpeg4", "mpeg4 by decord"),
+        ("d.avi", "mpeg4", "mpeg4 by pyav"),
         ("e.ts", "libx264", "h264 by pyav"),
-        ("f.webm", "libvpx-vp9", "vp9 by decord"),
+        ("f.webm", "libvpx-vp9", "vp9 by pyav"),
         ("g.h264", "libx264", "h264 by pyav"),
     ],
 )
 def test_codecs_and_containers(
     pool: DecodePool, tmp_path: Path, name: str, encoder: str, expected: str
 ) -> None:
-    """decord returns other frames than asked for, silently, in MPEG-TS and in open groups of pictures."""
+    """Each by PyAV unless somebody wants it otherwise."""
     codec = encoder.removesuffix("-open")
     if not media.has_encoder(codec):
         pytest.skip(f"this PyAV cannot write {codec}")
@@ -148,7 +148,7 @@ MATRICES = {
 def test_every_display_matrix_is_heeded_by_both_decoders(
     pool: DecodePool, pyav_pool: DecodePool, tmp_path: Path
 ) -> None:
-    """Front cameras mirror; decord and a plain rotation would turn that upside down."""
+    """Front cameras mirror; a plain rotation would turn that upside down."""
     content = bytearray(_one_bright_quarter(tmp_path / "a.mp4").read_bytes())
     at = content.index(b"tkhd") + 44
     for name, (a, b, c, d, expected) in MATRICES.items():
