@@ -161,10 +161,12 @@ def describe(container: Any, stream: Any, first: Any, painter: Painter) -> Heade
         turn=turn,
         stored_size=(first.width, first.height),
         notes=notes,
-        oddity="turned pictures"
-        if turn != Turn(False, 0)
-        else painter.oddity(first) or next(iter(notes), None),
+        oddity=_oddity(turn, painter.oddity(first), notes),
     )
+
+
+def _oddity(turn: Turn, colours: str | None, notes: tuple[str, ...]) -> str | None:
+    return "turned pictures" if turn != Turn(False, 0) else colours or "; ".join(notes) or None
 
 
 def origin_seconds(container: Any) -> float | None:
