@@ -21,6 +21,7 @@ __all__ = [
     "text_file",
     "truncated_video",
     "unknown_codec_video",
+    "with_matrix",
     "write_video",
 ]
 
@@ -95,10 +96,16 @@ def _options(codec: str, open_gops: bool) -> dict[str, str]:
 def rotated_video(path: Path, **options: int) -> Path:
     """An mp4 whose display matrix asks for a quarter turn clockwise, as phones write them."""
     write_video(path, **options)  # type: ignore[arg-type]
+    return with_matrix(path, (0, 1, -1, 0))
+
+
+def with_matrix(path: Path, numbers: tuple[int, int, int, int]) -> Path:
+    """An mp4 with another display matrix (a b c d: x' = ax + cy, y' = bx + dy) in its track header."""
+    a, b, c, d = (number << 16 for number in numbers)
     content = bytearray(path.read_bytes())
     at = content.index(b"tkhd")
     assert content[at + 4] == 0, "version 0 of the box; the matrix is 40 bytes after its flags"
-    matrix = (0, 0x10000, 0, -0x10000, 0, 0, 0, 0, 0x40000000)
+    matrix = (a, b, 0, c, d, 0, 0, 0, 0x40000000)
     content[at + 44 : at + 80] = struct.pack(">9i", *matrix)
     path.write_bytes(content)
     return path

@@ -15,11 +15,15 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import av
+from av.sidedata.sidedata import Type
 
+from pipeline.decoding.colours import Painter, dolby_note
 from pipeline.decoding.damage import Damage, hole_finder
 from pipeline.decoding.decoder_log import DecoderLog
-from pipeline.decoding.rotation import Turn, turn_of
+from pipeline.decoding.pixels import shown_size
+from pipeline.decoding.rotation import Turn, side_data_of, turn_of
 from pipeline.decoding.timeline import Told
+from pipeline.decoding.tracks import is_animated_webp, main_stream
 from pipeline.errors import Reason, Stage, VideoError
 
 __all__ = [
@@ -61,6 +65,18 @@ _ORDER_IN_PICTURES = frozenset({"h264", "hevc", "vvc"})  # no demuxer looks that
 _TAGGED_DURATION = re.compile(r"(\d{1,4}):(\d\d):(\d\d(?:\.\d+)?)$")
 
 
+def _nameless(cls: type[Type], value: int) -> Type:
+    """PyAV lists no side data at all where FFmpeg attached a type that PyAV has no name for: the EXIF of
+    still pictures, the views of spatial video."""
+    member = object.__new__(cls)
+    member._name_ = f"TYPE_{value}"
+    member._value_ = value  # type: ignore[assignment]
+    return member
+
+
+Type._missing_ = classmethod(_nameless)  # type: ignore[assignment,method-assign]
+
+
 class DecoderRefusedError(Exception):
     """This decoder cannot, another may. ``reason`` holds where there is no other."""
 
@@ -97,9 +113,12 @@ class Limits:
 
 @dataclass(frozen=True)
 class Header:
-    """What the container claims, and the upright size of a frame that was decoded.
+    """What the container claims, and how the first picture is shown.
 
     ``claimed_end_seconds``: when the pictures are said to end, from the container's start on; 0: no word.
+    ``width`` and ``height`` are those of the first picture as it is shown: upright, its pixels square.
+    ``stored_size``: its (width, height) in the file. ``notes``: what could not be heeded.
+    ``oddity``: what an old decoder would get wrong, None where nothing.
     """
 
     codec: str
@@ -108,31 +127,48 @@ class Header:
     width: int
     height: int
     turn: Turn
+    stored_size: tuple[int, int] = (0, 0)
+    notes: tuple[str, ...] = ()
+    oddity: str | None = None
 
 
 def read_header(path: str, limits: Limits) -> Header:
     """What the file claims, and the size of its first frame. Raises as ``opened`` does."""
     damage = Damage()
     with opened(path, limits) as (container, stream):
+        painter = Painter(stream)
         first = next(decoded(container, stream, damage, limits), None)
         if first is None:
             raise DecoderRefusedError(Reason.CORRUPT, "no frame can be decoded")
-        header = describe(container, stream, first, turn_of(first))
+        header = describe(container, stream, first, painter)
     del first
-    gc.collect()  # see turn_of
+    gc.collect()  # see side_data_of
     return header
 
 
-def describe(container: Any, stream: Any, frame: Any, turn: Turn) -> Header:
+def describe(container: Any, stream: Any, first: Any, painter: Painter) -> Header:
+    """The header, given the first picture that can be decoded. Ask once per file: see side_data_of."""
+    side_data = side_data_of(first)
+    turn = turn_of(side_data)
+    ratio = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio
+    shown = shown_size(first.width, first.height, ratio)
     turned = turn.num_quarters % 2 == 1
+    notes = tuple(note for note in (shown.note, dolby_note(side_data)) if note)
     return Header(
         codec=stream.codec_context.codec.canonical_name,
         containers=frozenset(container.format.name.split(",")),
         claimed_end_seconds=_claimed_end(container, stream),
-        width=frame.height if turned else frame.width,
-        height=frame.width if turned else frame.height,
+        width=shown.height if turned else shown.width,
+        height=shown.width if turned else shown.height,
         turn=turn,
+        stored_size=(first.width, first.height),
+        notes=notes,
+        oddity=_oddity(turn, painter.oddity(first), notes),
     )
+
+
+def _oddity(turn: Turn, colours: str | None, notes: tuple[str, ...]) -> str | None:
+    return "turned pictures" if turn != Turn(False, 0) else colours or "; ".join(notes) or None
 
 
 def origin_seconds(container: Any) -> float | None:
@@ -190,11 +226,15 @@ def opened(path: str, limits: Limits, threads: int = 1) -> Iterator[tuple[Any, A
 
     Raises VideoError: corrupt, unsupported_codec (playlists too), no_frames, or too_large for what it claims.
     """
-    if head_of(path).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(_PLAYLIST_STARTS):
+    head = head_of(path)
+    if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(_PLAYLIST_STARTS):
         message = "a playlist or another text that names videos; list the videos themselves"
         raise VideoError(Stage.DECODING, Reason.UNSUPPORTED_CODEC, message)
+    if is_animated_webp(head):
+        message = "an animated WebP, which FFmpeg does not decode; convert it to mp4 or GIF"
+        raise VideoError(Stage.DECODING, Reason.UNSUPPORTED_CODEC, message)
     with _open(path, limits.codec_options, end=limits.end_byte) as container:
-        stream = _main_stream(container)
+        stream = main_stream(container)
         context = stream.codec_context
         limits.check_count(stream.frames)
         limits.check_size(*((context.width, context.height) if context.width else _claimed_size(path)))
@@ -229,7 +269,7 @@ def is_same_kind(path: str, byte: int, container: Any, stream: Any) -> bool:
     """Whether the file that begins at a byte of this one is such that its stream can be decoded on."""
     try:
         with _open(path, {}, begin=byte) as behind:
-            own, other = stream.codec_context, _main_stream(behind).codec_context
+            own, other = stream.codec_context, main_stream(behind).codec_context
             alike = ("name", "width", "height", "pix_fmt", "extradata")
             is_alike = all(getattr(own, name) == getattr(other, name) for name in alike)
             return is_alike and bool(behind.format.name == container.format.name)
@@ -240,21 +280,8 @@ def is_same_kind(path: str, byte: int, container: Any, stream: Any) -> bool:
 def _claimed_size(path: str) -> tuple[int, int]:
     """What the headers say where libav refused it; no picture is decoded, so none is allocated."""
     with _open(path, {"skip_frame": "all"}) as container:
-        context = _main_stream(container).codec_context
+        context = main_stream(container).codec_context
         return context.width, context.height
-
-
-def _main_stream(container: Any) -> Any:
-    cover_art = av.stream.Disposition.attached_pic
-    moving = [stream for stream in container.streams.video if not stream.disposition & cover_art]
-    if not moving:
-        kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "none"
-        raise VideoError(Stage.DECODING, Reason.NO_FRAMES, f"no video stream (streams: {kinds})")
-    best = container.streams.best("video")
-    stream = best if best in moving else moving[0]
-    if stream.codec_context is None:
-        raise VideoError(Stage.DECODING, Reason.UNSUPPORTED_CODEC, "no decoder knows this video's codec")
-    return stream
 
 
 def packets_of(container: Any, stream: Any, limits: Limits) -> Iterator[Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.decoding.colours import Painter
 from pipeline.decoding.containers import Limits, decoded, jumped, opened
 from pipeline.decoding.damage import Damage
 from pipeline.decoding.timeline import Timeline
@@ -39,6 +40,7 @@ class CountedFrames:
         self._limits = limits
         self._closing = ExitStack()
         self.container, self.stream = self._closing.enter_context(opened(path, limits, limits.threads))
+        self.painter = Painter(self.stream)
         self._position = 0  # of the frame that comes next
         self._may_jump = may_jump and len(timeline.decode_ticks) > 0
         self._frames = self._from_start()

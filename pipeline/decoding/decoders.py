@@ -18,7 +18,6 @@ from pipeline.decoding.containers import DecoderRefusedError, Header, Limits, re
 from pipeline.decoding.damage import TOLERATED_DAMAGE, damage_note
 from pipeline.decoding.plain import refuse_unless_plain
 from pipeline.decoding.pyav_frames import PyavVideo, RawFrames, model_size, read_timeline
-from pipeline.decoding.rotation import Turn
 from pipeline.decoding.sampling import FrameRequest, Span, pick_frames
 from pipeline.decoding.timeline import Timeline
 from pipeline.errors import Reason, Stage, VideoError
@@ -106,8 +105,9 @@ class _DecordVideo:
         self._request = request
         refuse_unless_plain(path, limits)
         self._header = read_header(path, limits)
-        if self._header.turn != Turn(False, 0):
-            raise DecoderRefusedError(Reason.UNSUPPORTED_CODEC, "decord is not asked for turned pictures")
+        if self._header.oddity is not None:
+            message = f"decord is not asked for files with {self._header.oddity}"
+            raise DecoderRefusedError(Reason.UNSUPPORTED_CODEC, message)
         self._timeline = _trusted_timeline(path, limits)
         self._log_bytes = _stderr_bytes()
         self._reader = _open_decord(path, self._header, request, limits.threads)

@@ -15,14 +15,13 @@ __all__ = ["refuse_unless_plain"]
 _CONTAINERS = frozenset({"mov", "mp4", "matroska", "webm", "avi"})
 _BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"uuid", b"styp", b"moof", b"sidx")
 _PICTURES = frozenset({"yuv420p", "yuvj420p"})
-_HDR = frozenset({16, 18})  # transfer characteristics of ITU-T H.273: PQ and HLG
 
 
 def refuse_unless_plain(path: str, limits: Limits) -> None:
     """Raise DecoderRefusedError for a file that decord might read otherwise than it is meant.
 
-    It chooses a track by itself, knows no turn but the container's, no shape of pixels and no high dynamic
-    range. Raises as ``opened`` does, too.
+    It chooses a track by itself, and knows no shape of pixels. What its first picture tells is in
+    ``Header.oddity``. Raises as ``opened`` does, too.
     """
     with opened(path, limits) as (container, stream):
         why = _what_is_odd(container, stream)
@@ -45,7 +44,6 @@ def _what_is_odd(container: Any, stream: Any) -> str | None:
         "several video streams": len(container.streams.video) != 1,
         f"pictures in {context.pix_fmt}": context.pix_fmt not in _PICTURES,
         "pixels that are not square": any(shape and shape != 1 for shape in shapes),
-        "high dynamic range": int(context.color_trc or 0) in _HDR,
     }
     return next((name for name, is_so in oddities.items() if is_so), None)
 

@@ -6,10 +6,12 @@ import gc
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.decoding.colours import Painter
 from pipeline.decoding.containers import (
     DecoderRefusedError,
     Header,
@@ -26,7 +28,6 @@ from pipeline.decoding.containers import (
 from pipeline.decoding.counted import CountedFrames, OvershotError
 from pipeline.decoding.damage import Damage, damage_note, refuse_ruins
 from pipeline.decoding.joined import ONE_FILE, Extent, extent_of, note_of_rest
-from pipeline.decoding.rotation import Turn, turn_of
 from pipeline.decoding.sampling import FrameRequest, Span, pick_frames, smart_resize
 from pipeline.decoding.timeline import (
     Clock,
@@ -84,7 +85,7 @@ class PyavVideo:
         self._extent = extent_of(path, limits)
         self._limits = limits = replace(limits, end_byte=self._extent.end)
         self._counted: CountedFrames | None = None
-        self._turn: Turn | None = None
+        self._header: Header | None = None
         self._damage = Damage()  # in all spans so far
         timeline = read_timeline(path, limits, self._extent)
         if timeline is None:
@@ -126,26 +127,31 @@ class PyavVideo:
             num_touched=self._damage.touched - touched_before,
             is_whole=span == Span(),
         )
-        if taken.header is None:
+        header = taken.header
+        if header is None or not taken.pictures:
             raise DecoderRefusedError(Reason.CORRUPT, "no frame can be decoded")
-        if self._turn is None:
-            self._turn = taken.header.turn
-            gc.collect()  # see turn_of
+        if self._header is None:
+            self._header = header
+            gc.collect()  # see side_data_of
         return RawFrames(
             np.stack(taken.pictures),
             timeline.seconds_at(taken.stamps),
             len(timeline.stamps),
             timeline.start_seconds,
             timeline.duration_seconds,
-            taken.header,
-            damage_note(taken.header.claimed_end_seconds, timeline, self._damage),
+            header,
+            _joined(
+                *header.notes,
+                *taken.painter.notes,
+                damage_note(header.claimed_end_seconds, timeline, self._damage),
+            ),
         )
 
     def _take(self, runs: list[Run]) -> _Taken:
         """Decode along ``runs``; convert only the targets."""
-        taken = _Taken(self._request, self._turn)
         with opened(self._path, self._limits, self._limits.threads) as (container, stream):
-            frames = self._stamped(container, stream)
+            taken = _Taken(self._request, Painter(stream), self._header)
+            frames = taken.begun(self._stamped(container, stream), container, stream)
             for run in runs:
                 if run.seek is not None:
                     is_byte = self._timeline.clock is not None
@@ -153,7 +159,7 @@ class PyavVideo:
                         raise OvershotError
                     frames = self._stamped(container, stream, run)
                 for stamp, frame in _on_target(frames, run, self._damage):
-                    taken.add(stamp, frame, container, stream)
+                    taken.add(stamp, frame)
         return taken
 
     def _take_on(self, run: Run, *, may_jump: bool = True) -> _Taken:
@@ -165,12 +171,15 @@ class PyavVideo:
                 self._path, self._timeline, self._damage, self._limits, may_jump=may_jump
             )
         counted = self._counted
-        taken = _Taken(self._request, self._turn)
+        taken = _Taken(self._request, counted.painter, self._header)
         targets = deque(run.targets)
         while targets:
-            for place, frame in counted.from_place(targets[0]):
-                if _takes(targets, place, frame, self._damage):
-                    taken.add(place, frame, counted.container, counted.stream)
+            frames = counted.from_place(0 if taken.header is None else targets[0])
+            for place, frame in taken.begun(frames, counted.container, counted.stream):
+                is_wanted = _takes(targets, place, frame, self._damage)
+                if is_wanted:
+                    taken.add(place, frame)
+                if is_wanted or place == 0:  # from there on it may jump
                     break
             else:
                 break
@@ -211,19 +220,32 @@ class _Mender:
 @dataclass
 class _Taken:
     request: FrameRequest
-    turn: Turn | None
+    painter: Painter
+    header: Header | None
     stamps: list[int] = field(default_factory=list)
     pictures: list[NDArray[np.uint8]] = field(default_factory=list)
-    header: Header | None = None
 
-    def add(self, stamp: int, frame: Any, container: Any, stream: Any) -> None:
+    def begun(
+        self, frames: Iterator[tuple[int, Any]], container: Any, stream: Any
+    ) -> Iterator[tuple[int, Any]]:
+        """The frames from the file's first on, which says how all are shown, whichever are wanted."""
+        first = next(frames, None) if self.header is None else None
+        if first is None:
+            return frames
+        self.header = describe(container, stream, first[1], self.painter)
+        return chain([first], frames)
+
+    def add(self, stamp: int, frame: Any) -> None:
         if self.stamps and stamp <= self.stamps[-1]:
             return
-        if self.header is None:
-            self.header = describe(container, stream, frame, self.turn or turn_of(frame))
+        assert self.header is not None, "the first frame came before"
         self.stamps.append(stamp)
         height, width = model_size(self.header, self.request)
-        self.pictures.append(_picture(frame, height, width, self.header.turn))
+        self.pictures.append(_picture(frame, height, width, self.header, self.painter))
+
+
+def _joined(*notes: str | None) -> str | None:
+    return "; ".join(dict.fromkeys(note for note in notes if note)) or None
 
 
 def read_timeline(
@@ -303,11 +325,12 @@ def model_size(header: Header, request: FrameRequest) -> tuple[int, int]:
         raise VideoError(Stage.DECODING, Reason.UNSUPPORTED_CODEC, str(error)) from None
 
 
-def _picture(frame: Any, height: int, width: int, turn: Turn) -> NDArray[np.uint8]:
+def _picture(frame: Any, height: int, width: int, header: Header, painter: Painter) -> NDArray[np.uint8]:
     """One frame as RGB uint8 (height, width, 3), brought upright after the (cheaper) resize."""
-    is_mirrored, turns = turn
+    is_mirrored, turns = header.turn
     if turns % 2:
         height, width = width, height
-    resized = frame.reformat(width=width, height=height, format="rgb24", interpolation="BICUBIC")
-    picture = resized.to_ndarray()
+    if (frame.width, frame.height) != header.stored_size:
+        painter.say("its pictures change size on the way: all are shown in the shape of the first")
+    picture = painter.picture(frame, height, width)
     return np.rot90(np.fliplr(picture) if is_mirrored else picture, turns)

@@ -124,7 +124,7 @@ def test_rotated_clips_come_upright(tmp_path: Path, decoders: tuple[str, ...]) -
         frames = frames_of(decode(pool, path))
     assert (frames.width, frames.height) == (96, 128)
     assert frames.data.shape[1:] == (140, 84, 3)
-    assert frames.decoder == "pyav"
+    assert frames.decoder == "pyav"  # decord goes by the container alone
     # A clockwise quarter turn brings the green band from the top to the right.
     assert frames.data[0, 70, 80, 1] > 150
     assert frames.data[0, 70, 4, 1] < 60
