@@ -241,8 +241,8 @@ def _timeline_of_decoding(
 def _is_order_known(pts: NDArray[np.int64], dts: NDArray[np.int64], order: NDArray[np.int64]) -> bool:
     """Whether made-up times, ``order`` when sorted, put pictures into the order in which they are shown.
 
-    They do not where all are those of decoding, nor where libav learnt of reordering only on the way: then the
-    lag behind decoding changes.
+    They do not where all are those of decoding, nor where libav learnt of reordering on the way: then the lag
+    behind decoding changes.
     """
     lag = order - dts
     is_steady = len(dts) < 2 or np.ptp(lag) < np.median(np.diff(dts))
