@@ -77,6 +77,11 @@ def _nameless(cls: type[Type], value: int) -> Type:
 Type._missing_ = classmethod(_nameless)  # type: ignore[assignment,method-assign]
 
 
+# PyAV before 17 frees options for more streams than there were, where a format names them on the way.
+_FREES_TOO_MUCH = int(av.__version__.split(".")[0]) < 17
+_NAMES_STREAMS_LATER = (b"FLV", b"\0\0\1\xba", b".RMF", bytes.fromhex("b7d800203749da11"), b"NSV", b"DHAV")
+
+
 class DecoderRefusedError(Exception):
     """This decoder cannot, another may. ``reason`` holds where there is no other."""
 
@@ -252,12 +257,15 @@ def _open(path: str, options: dict[str, str], *, begin: int = 0, end: int | None
 
     Of a file that others are joined to, only what lies from ``begin`` to ``end`` is seen.
     """
-    own = {"protocol_whitelist": "file", "format_whitelist": _FORMATS, **options}
+    own = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
+    if _FREES_TOO_MUCH and head_of(path).startswith(_NAMES_STREAMS_LATER):
+        options = {}
+    url = path
     if begin or end is not None:
         own["protocol_whitelist"] = "file,subfile"
-        path = f"subfile,,start,{begin},end,{end or 0},,:{path}"
+        url = f"subfile,,start,{begin},end,{end or 0},,:{path}"
     try:
-        return av.open(path, options=own, metadata_errors="replace")
+        return av.open(url, options=options, container_options=own, metadata_errors="replace")
     except NO_ROOM:
         raise
     except (av.error.FFmpegError, ValueError) as error:
