@@ -90,6 +90,10 @@ class Painter:
         deep = _resized(frame, height, width, "rgb48le", tags)
         return to_bt709(deep, tags.transfer, tags.primaries)
 
+    def form_of(self, frame: Any) -> tuple[int, int, Any]:
+        """Width, height and ratio of the pixels of a picture that just came out, as the stream has them."""
+        return frame.width, frame.height, self._context.sample_aspect_ratio or None
+
     def say(self, note: str | None) -> None:
         """Note this once."""
         if note and note not in self.notes:
@@ -147,11 +151,15 @@ def _tags_of(frame: Any, context: Any) -> _Tags:
     return _Tags(int(frame.colorspace), int(frame.color_range), int(transfer), int(primaries))
 
 
+def _is_yuv(form: Any) -> bool:
+    return len(form.components) >= _NUM_YUV_PLANES and not form.is_rgb and not form.name.startswith("xyz")
+
+
 def _resized(frame: Any, height: int, width: int, form: str, tags: _Tags) -> NDArray[Any]:
     """The frame as RGB by its matrix and range. Both are named: PyAV before 17 does not heed the frame's, nor
     what is named where source and destination are the same. RGB has no matrix, so that any other will do."""
     named: dict[str, Any] = {}
-    if len(frame.format.components) >= _NUM_YUV_PLANES and not frame.format.is_rgb:
+    if _is_yuv(frame.format):
         matrix = _MATRICES.get(tags.matrix, _MATRICES[_UNSAID])
         is_full = tags.range == _FULL or frame.format.name.startswith("yuvj")
         named = {

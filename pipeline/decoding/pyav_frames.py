@@ -317,7 +317,7 @@ def _picture(frame: Any, height: int, width: int, header: Header, painter: Paint
     is_mirrored, turns = header.turn
     if turns % 2:
         height, width = width, height
-    if (frame.width, frame.height) != header.stored_size:
-        painter.say("its pictures change size on the way: all are shown in the shape of the first")
+    if painter.form_of(frame) != header.form:
+        painter.say("its pictures change shape on the way: all are shown in that of the first")
     picture = painter.picture(frame, height, width)
     return np.rot90(np.fliplr(picture) if is_mirrored else picture, turns)
