@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 __all__ = [
     "audio_only",
+    "damaged_video",
     "empty_file",
     "has_encoder",
     "pictures",
@@ -116,6 +117,24 @@ def truncated_video(path: Path, *, share: float, index_first: bool, num_frames: 
     write_video(path, num_frames=num_frames, container_options=options)
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
+    return path
+
+
+def damaged_video(
+    source: Path, path: Path, *, first: int, last: int, share: float = 0.5, fill: int | None = None
+) -> Path:
+    """A copy in which the end of each packet in [first, last), a ``share`` of it, is noise, or ``fill``."""
+    with av.open(str(source)) as container:
+        packets = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    content = bytearray(source.read_bytes())
+    noise = np.random.default_rng(5)
+    for begin, size in packets[first:last]:
+        assert begin is not None
+        num_bytes = int(size * share)
+        at = begin + size - num_bytes
+        made_up = noise.integers(1, 256, num_bytes, dtype=np.uint8).tobytes()
+        content[at : at + num_bytes] = made_up if fill is None else bytes([fill]) * num_bytes
+    path.write_bytes(content)
     return path
 
 

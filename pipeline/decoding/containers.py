@@ -18,7 +18,7 @@ import av
 from av.sidedata.sidedata import Type
 
 from pipeline.decoding.colours import Painter, dolby_note
-from pipeline.decoding.damage import Damage
+from pipeline.decoding.damage import Damage, hole_finder
 from pipeline.decoding.decoder_log import DecoderLog
 from pipeline.decoding.pixels import shown_size
 from pipeline.decoding.rotation import Turn, side_data_of, turn_of
@@ -34,6 +34,7 @@ __all__ = [
     "decoded",
     "describe",
     "head_of",
+    "is_same_kind",
     "jumped",
     "may_jump",
     "opened",
@@ -86,11 +87,12 @@ class DecoderRefusedError(Exception):
 
 @dataclass(frozen=True)
 class Limits:
-    """What a file may claim of itself, and the threads that may decode it."""
+    """What a file may claim of itself, the threads that may decode it, the byte at which it ends."""
 
     max_frame_pixels: int
     max_source_frames: int
     threads: int = 1
+    end_byte: int | None = None
 
     @property
     def codec_options(self) -> dict[str, str]:
@@ -231,7 +233,7 @@ def opened(path: str, limits: Limits, threads: int = 1) -> Iterator[tuple[Any, A
     if is_animated_webp(head):
         message = "an animated WebP, which FFmpeg does not decode; convert it to mp4 or GIF"
         raise VideoError(Stage.DECODING, Reason.UNSUPPORTED_CODEC, message)
-    with _open(path, limits.codec_options) as container:
+    with _open(path, limits.codec_options, end=limits.end_byte) as container:
         stream = main_stream(container)
         context = stream.codec_context
         limits.check_count(stream.frames)
@@ -245,9 +247,15 @@ def opened(path: str, limits: Limits, threads: int = 1) -> Iterator[tuple[Any, A
             context.flush_buffers()
 
 
-def _open(path: str, options: dict[str, str]) -> Any:
-    """The options go to the container, and to the decoders that libav uses to find out what is in it."""
+def _open(path: str, options: dict[str, str], *, begin: int = 0, end: int | None = None) -> Any:
+    """The options go to the container, and to the decoders that libav uses to find out what is in it.
+
+    Of a file that others are joined to, only what lies from ``begin`` to ``end`` is seen.
+    """
     own = {"protocol_whitelist": "file", "format_whitelist": _FORMATS, **options}
+    if begin or end is not None:
+        own["protocol_whitelist"] = "file,subfile"
+        path = f"subfile,,start,{begin},end,{end or 0},,:{path}"
     try:
         return av.open(path, options=own, metadata_errors="replace")
     except NO_ROOM:
@@ -255,6 +263,18 @@ def _open(path: str, options: dict[str, str]) -> Any:
     except (av.error.FFmpegError, ValueError) as error:
         said = getattr(error, "strerror", None) or error
         raise VideoError(Stage.DECODING, Reason.CORRUPT, f"not a readable video: {said}") from None
+
+
+def is_same_kind(path: str, byte: int, container: Any, stream: Any) -> bool:
+    """Whether the file that begins at a byte of this one is such that its stream can be decoded on."""
+    try:
+        with _open(path, {}, begin=byte) as behind:
+            own, other = stream.codec_context, main_stream(behind).codec_context
+            alike = ("name", "width", "height", "pix_fmt", "extradata")
+            is_alike = all(getattr(own, name) == getattr(other, name) for name in alike)
+            return is_alike and bool(behind.format.name == container.format.name)
+    except VideoError:
+        return False
 
 
 def _claimed_size(path: str) -> tuple[int, int]:
@@ -316,12 +336,15 @@ def decoded(
     """
     damage.restart()
     log = DecoderLog(stream.codec_context)
+    has_hole = hole_finder(stream)
     is_settled = False
     place = 0  # of the next picture
     for number, packet in enumerate(packets_of(container, stream, limits)):
         damage.seen += packet.size > 0
         if mend is not None and packet.size:
             mend(packet)
+        if has_hole(packet):
+            damage.add_hole(packet, number)
         try:
             frames = packet.decode()
         except NO_ROOM:

@@ -5,18 +5,21 @@ A packet counts once, however often it is read: windows decode on from the same 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.decoding.timeline import Timeline
 from pipeline.errors import Reason, Stage, VideoError
 
-__all__ = ["TOLERATED_DAMAGE", "Damage", "damage_note", "refuse_ruins"]
+__all__ = ["TOLERATED_DAMAGE", "Damage", "damage_note", "hole_finder", "refuse_ruins"]
 
 # A file with more undecodable packets and damaged pictures than this is called corrupt; below it is used.
 TOLERATED_DAMAGE = 0.05
 # Where few packets of a file are looked at: as many of the sampled pictures may be touched, or one.
 _TOLERATED_PICTURES = 0.1
+_HOLE = bytes(64)
+_READ_OVER_HOLES = frozenset({"hevc", "vvc", "vp8", "vp9"})  # arithmetic coding without a check
 
 
 @dataclass
@@ -68,6 +71,11 @@ class Damage:
         self.complained.add(_name(packet, place))
         self._since_key.append(packet.dts or 0)
 
+    def add_hole(self, packet: Any, place: int) -> None:
+        """A packet of which a part was never written, see ``hole_finder``."""
+        self.flagged.add(("packet", _name(packet, place)))
+        self._since_key.append(packet.dts or 0)
+
     def add_picture(self, frame: Any, place: int) -> None:
         """A picture that came out, the ``place``-th since decoding began, counted where it is flagged."""
         at = frame.dts
@@ -81,6 +89,16 @@ class Damage:
         """Whether a picture that just came out is damaged or builds upon what is."""
         at = frame.dts
         return bool(frame.is_corrupt or any(at is None or bad <= at for bad in self._since_key))
+
+
+def hole_finder(stream: Any) -> Callable[[Any], bool]:
+    """Whether a packet is zeros in part, as a disk or a download leaves what was never written.
+
+    Looked for where decoders read over it as over anything, and say nothing.
+    """
+    if stream.codec_context.name not in _READ_OVER_HOLES:
+        return lambda packet: False
+    return lambda packet: _HOLE in bytes(packet)
 
 
 def _name(packet: Any, place: int) -> Any:
@@ -109,8 +127,10 @@ def refuse_ruins(damage: Damage, *, num_pictures: int, num_touched: int, is_whol
 def damage_note(claimed_end_seconds: float, timeline: Timeline, damage: Damage | None = None) -> str | None:
     """What was wrong with a file that was read all the same, or None."""
     notes = [] if damage is None else _counts(damage)
+    if timeline.note:
+        notes.append(timeline.note)
     end = timeline.duration_seconds
-    if timeline.clock is not None:
+    if timeline.clock is not None and timeline.note is None:
         num = len(timeline.clock.starts)
         notes.append(f"its timestamps jump in {num} place{'s' if num > 1 else ''}, over which times run on")
     elif claimed_end_seconds > end * 1.05 + 1.0:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.decoding.containers import DecoderRefusedError, Limits, head_of, opened
+from pipeline.decoding.containers import DecoderRefusedError, Limits, head_of, opened, packets_of
+from pipeline.decoding.damage import hole_finder
+from pipeline.decoding.joined import next_file
 from pipeline.errors import Reason
 
 __all__ = ["refuse_unless_plain"]
@@ -23,8 +25,12 @@ def refuse_unless_plain(path: str, limits: Limits) -> None:
     """
     with opened(path, limits) as (container, stream):
         why = _what_is_odd(container, stream)
+        if why is None and any(map(hole_finder(stream), packets_of(container, stream, limits))):
+            why = "holes"
     if why is None and not _starts_as_such(head_of(path)):
         why = "an odd beginning"
+    if why is None and next_file(path) is not None:
+        why = "another behind them"
     if why is not None:
         raise DecoderRefusedError(Reason.UNSUPPORTED_CODEC, f"decord is not asked for files with {why}")
 

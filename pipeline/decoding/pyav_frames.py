@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ from pipeline.decoding.containers import (
 )
 from pipeline.decoding.counted import CountedFrames, OvershotError
 from pipeline.decoding.damage import Damage, damage_note, refuse_ruins
+from pipeline.decoding.joined import ONE_FILE, Extent, extent_of, note_of_rest
 from pipeline.decoding.sampling import FrameRequest, Span, pick_frames, smart_resize
 from pipeline.decoding.timeline import (
     Clock,
@@ -81,13 +82,14 @@ class PyavVideo:
     def __init__(self, path: str, request: FrameRequest, limits: Limits) -> None:
         self._path = path
         self._request = request
-        self._limits = limits
+        self._extent = extent_of(path, limits)
+        self._limits = limits = replace(limits, end_byte=self._extent.end)
         self._counted: CountedFrames | None = None
         self._header: Header | None = None
         self._damage = Damage()  # in all spans so far
-        timeline = read_timeline(path, limits)
+        timeline = read_timeline(path, limits, self._extent)
         if timeline is None:
-            timeline = _decode_timeline(path, limits, self._damage)
+            timeline = _decode_timeline(path, limits, self._extent, self._damage)
             self._damage.packets = self._damage.seen
         else:
             self._damage.packets = len(timeline.stamps)
@@ -102,9 +104,11 @@ class PyavVideo:
         try:
             return self._read(span)
         except _MisorderedError:
-            timeline = read_timeline(self._path, self._limits, is_misordered=True)
             self._damage = Damage(len(self._timeline.stamps))
-            self._timeline = timeline or _decode_timeline(self._path, self._limits, self._damage)
+            timeline = read_timeline(self._path, self._limits, self._extent, is_misordered=True)
+            if timeline is None:
+                timeline = _decode_timeline(self._path, self._limits, self._extent, self._damage)
+            self._timeline = timeline
             return self._read(span)
 
     def _read(self, span: Span) -> RawFrames:
@@ -244,36 +248,45 @@ def _joined(*notes: str | None) -> str | None:
     return "; ".join(dict.fromkeys(note for note in notes if note)) or None
 
 
-def read_timeline(path: str, limits: Limits, *, is_misordered: bool = False) -> Timeline | None:
+def read_timeline(
+    path: str, limits: Limits, extent: Extent = ONE_FILE, *, is_misordered: bool = False
+) -> Timeline | None:
     """The timeline without decoding, where the container gives every frame a time.
 
     is_misordered: the times at which pictures are said to be shown have proved to be wrong.
     """
+    last_byte = 0
+
+    def packets(container: Any, stream: Any) -> Iterator[Packet]:
+        nonlocal last_byte
+        for packet in packets_of(container, stream, limits):
+            if packet.size and not packet.is_discard:
+                last_byte = max(last_byte, packet.pos or 0)
+                yield Packet(packet.pts, packet.dts, packet.duration or 0, packet.is_keyframe, packet.pos)
+
     with opened(path, limits) as (container, stream):
-        packets = (
-            Packet(packet.pts, packet.dts, packet.duration or 0, packet.is_keyframe, packet.pos)
-            for packet in packets_of(container, stream, limits)
-            if packet.size and not packet.is_discard
-        )
-        return timeline_from_packets(
-            packets,
+        timeline = timeline_from_packets(
+            packets(container, stream),
             float(stream.time_base),
             origin_seconds=origin_seconds(container),
-            may_jump=may_jump(container),
+            may_jump=may_jump(container) or extent.runs_on,
             told=Told.DECODED_UNORDERED if is_misordered else told_by(container, stream),
         )
+        names = frozenset(container.format.name.split(","))
+    return timeline and replace(timeline, note=extent.note or note_of_rest(path, names, last_byte + 1))
 
 
-def _decode_timeline(path: str, limits: Limits, damage: Damage) -> Timeline:
+def _decode_timeline(path: str, limits: Limits, extent: Extent, damage: Damage) -> Timeline:
     """The timeline of a stream that has to be decoded to be counted."""
     with opened(path, limits, limits.threads) as (container, stream):
         pts = [frame.time for frame in decoded(container, stream, damage, limits)]
         rate = float(stream.guessed_rate or stream.average_rate or ASSUMED_FPS)
-        origin, jumps = origin_seconds(container), may_jump(container)
+        origin, jumps = origin_seconds(container), may_jump(container) or extent.runs_on
     refuse_ruins(damage, num_pictures=len(pts), num_touched=0, is_whole=False)
     if not pts:
         raise DecoderRefusedError(Reason.CORRUPT, "no frame can be decoded")
-    return timeline_from_frames(pts, rate, origin_seconds=origin, may_jump=jumps)
+    timeline = timeline_from_frames(pts, rate, origin_seconds=origin, may_jump=jumps)
+    return replace(timeline, note=extent.note)
 
 
 def _on_target(frames: Iterator[tuple[int, Any]], run: Run, damage: Damage) -> Iterator[tuple[int, Any]]:

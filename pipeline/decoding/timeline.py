@@ -93,6 +93,7 @@ class Timeline:
     or a byte where there is a ``clock``, by which all stamps are mended. Without pts: which packets they are.
     has_open_gops: some frames shown before a keyframe are stored after it.
     decode_ticks: int64 (N,), increasing: when each packet is decoded, where only that is known; else empty.
+    note: what is to be said of the file besides.
     """
 
     stamps: NDArray[np.int64]
@@ -104,6 +105,7 @@ class Timeline:
     key_seeks: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     clock: Clock | None = None
     decode_ticks: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    note: str | None = None
 
     @property
     def start_seconds(self) -> float:
