@@ -213,8 +213,7 @@ def _timeline_of_decoding(
     last = float(durations[-1]) * seconds_per_tick
     end = float(seconds[-1]) + (last if last > 0 else _typical_step(seconds))
     order = np.sort(pts)
-    is_order_known = bool((np.diff(order) > 0).all() and (np.ptp(pts - dts) > 0 or (pts == dts).all()))
-    if told is Told.DECODED_UNORDERED or not is_order_known:
+    if told is Told.DECODED_UNORDERED or not _is_order_known(pts, dts, order):
         places = np.flatnonzero(is_key)
         return Timeline(
             np.arange(len(dts)),
@@ -237,6 +236,18 @@ def _timeline_of_decoding(
         key_stamps=key_stamps,
         key_seeks=key_seeks,
     )
+
+
+def _is_order_known(pts: NDArray[np.int64], dts: NDArray[np.int64], order: NDArray[np.int64]) -> bool:
+    """Whether made-up times, ``order`` when sorted, put pictures into the order in which they are shown.
+
+    They do not where all are those of decoding, nor where libav learnt of reordering on the way: then the lag
+    behind decoding changes.
+    """
+    lag = order - dts
+    is_steady = len(dts) < 2 or np.ptp(lag) < np.median(np.diff(dts))
+    is_reordered = np.ptp(pts - dts) > 0 or (pts == dts).all()
+    return bool(is_steady and is_reordered and (np.diff(order) > 0).all())
 
 
 def timeline_from_frames(
