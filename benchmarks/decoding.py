@@ -25,7 +25,7 @@ import torch
 
 from benchmarks.machine import machine_facts
 
-__all__ = ["KINDS", "main", "measure"]
+__all__ = ["KINDS", "How", "Kind", "main", "make_file", "measure", "table"]
 
 _ROOT = Path(__file__).resolve().parent.parent
 # Reads files in a process of its own; works with checkouts that had other rooms' insides.

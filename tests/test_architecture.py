@@ -142,9 +142,11 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "rich": ("pipeline/cli/", "demo/"),
     "decord": ("pipeline/decoding/decoders.py",),
     "av": (
+        "pipeline/decoding/colours.py",
         "pipeline/decoding/containers.py",
         "pipeline/decoding/decoder_log.py",
         "demo/",
+        "benchmarks/decoding.py",
         "benchmarks/long_video.py",
     ),
     "transformers": ("flashvid/models/", "demo/", "benchmarks/random_model.py"),

@@ -9,6 +9,7 @@ import struct
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 from pipeline.decoding.tone import BT2020, HLG, PQ, WIDE_PRIMARIES, to_bt709
 
@@ -79,6 +80,7 @@ class Painter:
     def __init__(self, stream: Any) -> None:
         self._context = stream.codec_context
         self._claimed = _tags_of(self._context, self._context)
+        self._scaler = VideoReformatter()  # one of its own for each frame takes half as long again
         self.notes: list[str] = []
 
     def picture(self, frame: Any, height: int, width: int) -> NDArray[np.uint8]:
@@ -86,9 +88,13 @@ class Painter:
         tags = self._tags(frame)
         self.say(self._note(tags))
         if not tags.is_mapped:
-            return _resized(frame, height, width, "rgb24", tags)
-        deep = _resized(frame, height, width, "rgb48le", tags)
+            return _resized(frame, height, width, "rgb24", tags, self._scaler)
+        deep = _resized(frame, height, width, "rgb48le", tags, self._scaler)
         return to_bt709(deep, tags.transfer, tags.primaries)
+
+    def form_of(self, frame: Any) -> tuple[int, int, Any]:
+        """Width, height and ratio of the pixels of a picture that just came out, as the stream has them."""
+        return frame.width, frame.height, self._context.sample_aspect_ratio or None
 
     def say(self, note: str | None) -> None:
         """Note this once."""
@@ -147,11 +153,17 @@ def _tags_of(frame: Any, context: Any) -> _Tags:
     return _Tags(int(frame.colorspace), int(frame.color_range), int(transfer), int(primaries))
 
 
-def _resized(frame: Any, height: int, width: int, form: str, tags: _Tags) -> NDArray[Any]:
+def _is_yuv(form: Any) -> bool:
+    return len(form.components) >= _NUM_YUV_PLANES and not form.is_rgb and not form.name.startswith("xyz")
+
+
+def _resized(
+    frame: Any, height: int, width: int, form: str, tags: _Tags, scaler: VideoReformatter
+) -> NDArray[Any]:
     """The frame as RGB by its matrix and range. Both are named: PyAV before 17 does not heed the frame's, nor
     what is named where source and destination are the same. RGB has no matrix, so that any other will do."""
     named: dict[str, Any] = {}
-    if len(frame.format.components) >= _NUM_YUV_PLANES and not frame.format.is_rgb:
+    if _is_yuv(frame.format):
         matrix = _MATRICES.get(tags.matrix, _MATRICES[_UNSAID])
         is_full = tags.range == _FULL or frame.format.name.startswith("yuvj")
         named = {
@@ -160,5 +172,7 @@ def _resized(frame: Any, height: int, width: int, form: str, tags: _Tags) -> NDA
             "dst_colorspace": next(other for other in (1, 5) if other != matrix),
             "dst_color_range": _FULL,
         }
-    resized = frame.reformat(width=width, height=height, format=form, interpolation="BICUBIC", **named)
+    resized = scaler.reformat(
+        frame, width=width, height=height, format=form, interpolation="BICUBIC", **named
+    )
     return np.asarray(resized.to_ndarray())

@@ -122,7 +122,7 @@ class Header:
 
     ``claimed_end_seconds``: when the pictures are said to end, from the container's start on; 0: no word.
     ``width`` and ``height`` are those of the first picture as it is shown: upright, its pixels square.
-    ``stored_size``: its (width, height) in the file. ``notes``: what could not be heeded.
+    ``form``: of the first picture, as Painter.form_of tells it. ``notes``: what could not be heeded.
     ``oddity``: what an old decoder would get wrong, None where nothing.
     """
 
@@ -132,7 +132,7 @@ class Header:
     width: int
     height: int
     turn: Turn
-    stored_size: tuple[int, int] = (0, 0)
+    form: Any = None
     notes: tuple[str, ...] = ()
     oddity: str | None = None
 
@@ -166,7 +166,7 @@ def describe(container: Any, stream: Any, first: Any, painter: Painter) -> Heade
         width=shown.height if turned else shown.width,
         height=shown.width if turned else shown.height,
         turn=turn,
-        stored_size=(first.width, first.height),
+        form=painter.form_of(first),
         notes=notes,
         oddity=_oddity(turn, painter.oddity(first), notes),
     )

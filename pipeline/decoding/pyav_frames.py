@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections import deque
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -77,7 +78,7 @@ class RawFrames:
 
 
 class PyavVideo:
-    """One file. What is known of its packets is kept between reads; the file is opened for each."""
+    """One file. What is known of its packets is kept between reads, and where the last one ended."""
 
     def __init__(self, path: str, request: FrameRequest, limits: Limits) -> None:
         self._path = path
@@ -85,6 +86,7 @@ class PyavVideo:
         self._extent = extent_of(path, limits)
         self._limits = limits = replace(limits, end_byte=self._extent.end)
         self._counted: CountedFrames | None = None
+        self._pass: _Pass | None = None
         self._header: Header | None = None
         self._damage = Damage()  # in all spans so far
         timeline = read_timeline(path, limits, self._extent)
@@ -104,6 +106,7 @@ class PyavVideo:
         try:
             return self._read(span)
         except _MisorderedError:
+            self._leave()
             self._damage = Damage(len(self._timeline.stamps))
             timeline = read_timeline(self._path, self._limits, self._extent, is_misordered=True)
             if timeline is None:
@@ -117,8 +120,9 @@ class PyavVideo:
         straight = Run(None, tuple(timeline.stamps[chosen].tolist()))
         touched_before = self._damage.touched
         try:
-            taken = self._take(plan_runs(timeline, chosen)) if timeline.has_pts else self._take_on(straight)
+            taken = self._take(self._plan(chosen)) if timeline.has_pts else self._take_on(straight)
         except OvershotError:
+            self._leave()
             taken = self._take([straight]) if timeline.has_pts else self._take_on(straight, may_jump=False)
         self._damage.sampled += len(taken.stamps)
         refuse_ruins(
@@ -133,6 +137,8 @@ class PyavVideo:
         if self._header is None:
             self._header = header
             gc.collect()  # see side_data_of
+        if span == Span():
+            self._leave()
         return RawFrames(
             np.stack(taken.pictures),
             timeline.seconds_at(taken.stamps),
@@ -147,19 +153,32 @@ class PyavVideo:
             ),
         )
 
+    def _plan(self, chosen: NDArray[np.int64]) -> list[Run]:
+        """From where the last read ended, if what is wanted can be reached from there."""
+        reached = 0 if self._pass is None else self._pass.reached(self._timeline)
+        runs = plan_runs(self._timeline, chosen, reached)
+        if runs[0].seek is None and chosen[0] < reached:
+            self._leave()
+        return runs
+
+    def _leave(self) -> None:
+        """Let go of the file; the next read begins at its beginning."""
+        if self._pass is not None:
+            self._pass.close()
+            self._pass = None
+
     def _take(self, runs: list[Run]) -> _Taken:
         """Decode along ``runs``; convert only the targets."""
-        with opened(self._path, self._limits, self._limits.threads) as (container, stream):
-            taken = _Taken(self._request, Painter(stream), self._header)
-            frames = taken.begun(self._stamped(container, stream), container, stream)
-            for run in runs:
-                if run.seek is not None:
-                    is_byte = self._timeline.clock is not None
-                    if not jumped(container, stream, run.seek, is_byte=is_byte):
-                        raise OvershotError
-                    frames = self._stamped(container, stream, run)
-                for stamp, frame in _on_target(frames, run, self._damage):
-                    taken.add(stamp, frame)
+        if self._pass is None:
+            self._pass = _Pass(self._path, self._timeline, self._damage, self._limits)
+        way = self._pass
+        taken = _Taken(self._request, way.painter, self._header)
+        way.frames = taken.begun(way.frames, way.container, way.stream)
+        for run in runs:
+            if run.seek is not None:
+                way.jump(run)
+            for stamp, frame in _on_target(way.frames, run, self._damage):
+                taken.add(stamp, frame)
         return taken
 
     def _take_on(self, run: Run, *, may_jump: bool = True) -> _Taken:
@@ -185,14 +204,43 @@ class PyavVideo:
                 break
         return taken
 
-    def _stamped(self, container: Any, stream: Any, run: Run | None = None) -> Iterator[tuple[int, Any]]:
-        """(pts, frame); from a run's jump on where there is one."""
-        clock = self._timeline.clock
-        seek = None if run is None else run.seek
-        mend = None if clock is None else _Mender(clock, seek or 0)
-        key = None if run is None else run.key
+
+class _Pass:
+    """An open file, halted behind the last frame that was wanted."""
+
+    def __init__(self, path: str, timeline: Timeline, damage: Damage, limits: Limits) -> None:
+        self._clock, self._damage, self._limits = timeline.clock, damage, limits
+        self._closing = ExitStack()
+        self.container, self.stream = self._closing.enter_context(opened(path, limits, limits.threads))
+        self.painter = Painter(self.stream)
+        self._last_stamp: int | None = None
+        self.frames = self._stamped(None)
+
+    def close(self) -> None:
+        self.frames = iter(())
+        self._closing.close()
+
+    def reached(self, timeline: Timeline) -> int:
+        """The index of the frame that comes next."""
+        if self._last_stamp is None:
+            return 0
+        return int(np.searchsorted(timeline.stamps, self._last_stamp, side="right"))
+
+    def jump(self, run: Run) -> None:
+        """Go where a run begins. Raises OvershotError where that fails."""
+        assert run.seek is not None, "a run without a place to go goes straight on"
+        if not jumped(self.container, self.stream, run.seek, is_byte=self._clock is not None):
+            raise OvershotError
+        self.frames = self._stamped(run)
+
+    def _stamped(self, run: Run | None) -> Iterator[tuple[int, Any]]:
+        """(pts, frame); from a run's jump on where there is one. May raise _MisorderedError."""
+        seek, key = (None, None) if run is None else (run.seek, run.key)
+        mend = None if self._clock is None else _Mender(self._clock, seek or 0)
         last, slips, number = None, 0, 0
-        for frame in decoded(container, stream, self._damage, self._limits, mend=mend, shown_from=key):
+        for frame in decoded(
+            self.container, self.stream, self._damage, self._limits, mend=mend, shown_from=key
+        ):
             if frame.pts is None:
                 continue
             stamp = int(frame.pts)
@@ -200,7 +248,7 @@ class PyavVideo:
             slips += last is not None and stamp < last
             if slips > _SLIPS and slips > _MOST_SLIPS * number:
                 raise _MisorderedError
-            last = stamp
+            last = self._last_stamp = stamp
             yield stamp, frame
 
 
@@ -330,7 +378,7 @@ def _picture(frame: Any, height: int, width: int, header: Header, painter: Paint
     is_mirrored, turns = header.turn
     if turns % 2:
         height, width = width, height
-    if (frame.width, frame.height) != header.stored_size:
-        painter.say("its pictures change size on the way: all are shown in the shape of the first")
+    if painter.form_of(frame) != header.form:
+        painter.say("its pictures change shape on the way: all are shown in that of the first")
     picture = painter.picture(frame, height, width)
     return np.rot90(np.fliplr(picture) if is_mirrored else picture, turns)

@@ -273,18 +273,21 @@ def timeline_from_frames(
     return Timeline(ordinals, seconds, float(seconds[-1]) + step, has_pts=False)
 
 
-def plan_runs(timeline: Timeline, chosen: NDArray[np.int64]) -> list[Run]:
-    """How to reach the chosen frames (increasing indices): straight on, or by a jump where cheaper."""
+def plan_runs(timeline: Timeline, chosen: NDArray[np.int64], reached: int = 0) -> list[Run]:
+    """How to reach the chosen frames (increasing indices): straight on, or by a jump where cheaper.
+
+    reached: the index of the frame that the decoder gives next.
+    """
     targets = timeline.stamps[chosen]
     if len(timeline.key_stamps) == 0:
         return [Run(None, tuple(targets.tolist()))]
     key_places = np.searchsorted(timeline.stamps, timeline.key_stamps)
     groups = np.maximum(np.searchsorted(timeline.key_stamps, targets, side="right") - 1, 0)
     runs: list[Run] = []
-    reached = 0
     for group in np.unique(groups):
         members = tuple(targets[groups == group].tolist())
-        if key_places[group] - reached > SEEK_WORTH_FRAMES:
+        is_behind = int(chosen[groups == group][0]) < reached
+        if is_behind or key_places[group] - reached > SEEK_WORTH_FRAMES:
             runs.append(Run(int(timeline.key_seeks[group]), members, int(timeline.key_stamps[group])))
         elif runs:
             runs[-1] = replace(runs[-1], targets=runs[-1].targets + members)

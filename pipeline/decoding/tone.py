@@ -42,24 +42,38 @@ _PQ_M1, _PQ_M2 = 1305 / 8192, 2523 / 32
 _PQ_C1, _PQ_C2, _PQ_C3 = 107 / 128, 2413 / 128, 2392 / 128
 _HLG_A, _HLG_B, _HLG_C = 0.17883277, 0.28466892, 0.55991073
 _STEPS = 4096
+_ROWS = 32  # at once, which stay in a core's cache
 
 
 def to_bt709(rgb: NDArray[np.uint16], transfer: int, primaries: int) -> NDArray[np.uint8]:
     """uint8 (H, W, 3) BT.709 of uint16 (H, W, 3) R'G'B' of any transfer curve; PQ and HLG are tone mapped."""
-    light = _light(transfer)[rgb]  # float32, 1 is reference white
-    if transfer == HLG:
-        luminance = light @ _row_of_luminance(primaries)
-        np.maximum(luminance, 1e-6, out=luminance)
-        light *= (luminance ** (_HLG_GAMMA - 1) * (PEAK_NITS / WHITE_NITS))[..., None]
-    if primaries in WIDE_PRIMARIES:
-        light = light @ _to_bt709_light(primaries).T
-    np.maximum(light, 0.0, out=light)
-    if transfer in (PQ, HLG):
-        brightest = np.maximum(np.maximum(light[..., 0], light[..., 1]), light[..., 2])
-        step = np.minimum(brightest * ((_STEPS - 1) * WHITE_NITS / PEAK_NITS), _STEPS - 1).astype(np.uint16)
-        light *= np.where(step < _STEPS - 1, _dimming()[step], 1 / np.maximum(brightest, 1e-6))[..., None]
-    steps = np.rint(np.sqrt(np.minimum(light, 1.0)) * (_STEPS - 1)).astype(np.uint16)
-    return np.asarray(_codes()[steps])
+    shown = np.empty(rgb.shape, dtype=np.uint8)
+    for top in range(0, len(rgb), _ROWS):
+        light = _light(transfer)[rgb[top : top + _ROWS]]  # float32, 1 is reference white
+        if transfer == HLG:
+            _show_scene(light, primaries)
+        if primaries in WIDE_PRIMARIES:
+            light = light @ _to_bt709_light(primaries).T
+        np.maximum(light, 0.0, out=light)
+        if transfer in (PQ, HLG):
+            _dim(light)
+        steps = np.rint(np.sqrt(np.minimum(light, 1.0)) * (_STEPS - 1)).astype(np.uint16)
+        shown[top : top + _ROWS] = _codes()[steps]
+    return shown
+
+
+def _show_scene(light: Floats, primaries: int) -> None:
+    """The OOTF of HLG, in place: from light of the scene to that of a display of 1000 nits."""
+    luminance = light @ _row_of_luminance(primaries)
+    np.maximum(luminance, 1e-6, out=luminance)
+    light *= (luminance ** (_HLG_GAMMA - 1) * (PEAK_NITS / WHITE_NITS))[..., None]
+
+
+def _dim(light: Floats) -> None:
+    """The EETF by the largest of R, G and B, in place; none is more than 1 then."""
+    brightest = np.maximum(np.maximum(light[..., 0], light[..., 1]), light[..., 2])
+    step = np.minimum(brightest * ((_STEPS - 1) * WHITE_NITS / PEAK_NITS), _STEPS - 1).astype(np.uint16)
+    light *= np.where(step < _STEPS - 1, _dimming()[step], 1 / np.maximum(brightest, 1e-6))[..., None]
 
 
 @cache

@@ -183,14 +183,17 @@ def test_a_shape_that_cannot_be_is_not_believed(
             assert frames.damage is None
 
 
-def test_a_change_of_size_on_the_way_is_said(pools: dict[str, DecodePool], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("size", "ratio"), [((96, 128), None), ((64, 64), Fraction(4, 3))])
+def test_a_change_of_shape_on_the_way_is_said(
+    pools: dict[str, DecodePool], tmp_path: Path, size: tuple[int, int], ratio: Fraction | None
+) -> None:
     small = encode(tmp_path / "small.h264", quarters(64, 64)).read_bytes()
-    large = encode(tmp_path / "large.h264", quarters(96, 128)).read_bytes()
+    large = encode(tmp_path / "large.h264", quarters(*size), pixel_ratio=ratio).read_bytes()
     (tmp_path / "a.h264").write_bytes(small + large)
     for name in ("either", "all frames"):
         frames = frames_of(decode(pools[name], tmp_path / "a.h264"))
         assert (frames.width, frames.height) == (64, 64)
-        assert "change size on the way" in (frames.damage or "")
+        assert "change shape on the way" in (frames.damage or "")
         assert all(corners(picture) == QUARTERS for picture in frames.data)
 
 
