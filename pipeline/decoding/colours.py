@@ -88,8 +88,8 @@ class Painter:
         tags = self._tags(frame)
         self.say(self._note(tags))
         if not tags.is_mapped:
-            return _resized(frame, height, width, "rgb24", tags, self._scaler)
-        deep = _resized(frame, height, width, "rgb48le", tags, self._scaler)
+            return _resized(frame, height, width, "rgb24", tags, scaler=self._scaler)
+        deep = _resized(frame, height, width, "rgb48le", tags, scaler=self._scaler)
         return to_bt709(deep, tags.transfer, tags.primaries)
 
     def form_of(self, frame: Any) -> tuple[int, int, Any]:
@@ -158,7 +158,7 @@ def _is_yuv(form: Any) -> bool:
 
 
 def _resized(
-    frame: Any, height: int, width: int, form: str, tags: _Tags, scaler: VideoReformatter
+    frame: Any, height: int, width: int, form: str, tags: _Tags, *, scaler: VideoReformatter
 ) -> NDArray[Any]:
     """The frame as RGB by its matrix and range. Both are named: PyAV before 17 does not heed the frame's, nor
     what is named where source and destination are the same. RGB has no matrix, so that any other will do."""
