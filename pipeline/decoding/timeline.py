@@ -26,6 +26,7 @@ __all__ = [
 
 # Frames that must be skippable before a seek pays for flushing and refilling the decoder.
 SEEK_WORTH_FRAMES = 16
+_SEEK_WORTH_KEYFRAMES = 5  # where all are keyframes, as in MJPEG and ProRes
 # A picture that starts less than this after its container starts with it: containers round differently.
 _SAME_START_SECONDS = 1e-3
 # Where a clock may start anew, a step of decode times back or forward by more than this is such a place.
@@ -283,11 +284,13 @@ def plan_runs(timeline: Timeline, chosen: NDArray[np.int64], reached: int = 0) -
         return [Run(None, tuple(targets.tolist()))]
     key_places = np.searchsorted(timeline.stamps, timeline.key_stamps)
     groups = np.maximum(np.searchsorted(timeline.key_stamps, targets, side="right") - 1, 0)
+    is_intra = len(timeline.key_stamps) == len(timeline.stamps)
+    worth = _SEEK_WORTH_KEYFRAMES if is_intra else SEEK_WORTH_FRAMES
     runs: list[Run] = []
     for group in np.unique(groups):
         members = tuple(targets[groups == group].tolist())
         is_behind = int(chosen[groups == group][0]) < reached
-        if is_behind or key_places[group] - reached > SEEK_WORTH_FRAMES:
+        if is_behind or key_places[group] - reached > worth:
             runs.append(Run(int(timeline.key_seeks[group]), members, int(timeline.key_stamps[group])))
         elif runs:
             runs[-1] = replace(runs[-1], targets=runs[-1].targets + members)
