@@ -98,8 +98,9 @@ class Window:
 class Frames:
     """Sampled frames of one video, at model resolution.
 
-    data: uint8 (T, H, W, 3), RGB, upright (rotation applied). pts_seconds: float64 (T,), increasing.
-    ``duration_seconds``, ``width``, ``height`` (upright) and ``source_fps`` describe the source file.
+    data: uint8 (T, H, W, 3), RGB of BT.709, upright. pts_seconds: float64 (T,), increasing.
+    ``duration_seconds``, ``width``, ``height`` (as shown: upright, pixels square) and ``source_fps`` describe
+    the source file.
     ``damage`` says what was wrong with a file that was read all the same ("ends at 43.8 s of 80.0 s").
     """
 

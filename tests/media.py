@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 __all__ = [
     "audio_only",
+    "damaged_video",
     "empty_file",
     "has_encoder",
     "pictures",
@@ -20,6 +21,7 @@ __all__ = [
     "text_file",
     "truncated_video",
     "unknown_codec_video",
+    "with_matrix",
     "write_video",
 ]
 
@@ -94,10 +96,16 @@ def _options(codec: str, open_gops: bool) -> dict[str, str]:
 def rotated_video(path: Path, **options: int) -> Path:
     """An mp4 whose display matrix asks for a quarter turn clockwise, as phones write them."""
     write_video(path, **options)  # type: ignore[arg-type]
+    return with_matrix(path, (0, 1, -1, 0))
+
+
+def with_matrix(path: Path, numbers: tuple[int, int, int, int]) -> Path:
+    """An mp4 with another display matrix (a b c d: x' = ax + cy, y' = bx + dy) in its track header."""
+    a, b, c, d = (number << 16 for number in numbers)
     content = bytearray(path.read_bytes())
     at = content.index(b"tkhd")
     assert content[at + 4] == 0, "version 0 of the box; the matrix is 40 bytes after its flags"
-    matrix = (0, 0x10000, 0, -0x10000, 0, 0, 0, 0, 0x40000000)
+    matrix = (a, b, 0, c, d, 0, 0, 0, 0x40000000)
     content[at + 44 : at + 80] = struct.pack(">9i", *matrix)
     path.write_bytes(content)
     return path
@@ -109,6 +117,24 @@ def truncated_video(path: Path, *, share: float, index_first: bool, num_frames: 
     write_video(path, num_frames=num_frames, container_options=options)
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
+    return path
+
+
+def damaged_video(
+    source: Path, path: Path, *, first: int, last: int, share: float = 0.5, fill: int | None = None
+) -> Path:
+    """A copy in which the end of each packet in [first, last), a ``share`` of it, is noise, or ``fill``."""
+    with av.open(str(source)) as container:
+        packets = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    content = bytearray(source.read_bytes())
+    noise = np.random.default_rng(5)
+    for begin, size in packets[first:last]:
+        assert begin is not None
+        num_bytes = int(size * share)
+        at = begin + size - num_bytes
+        made_up = noise.integers(1, 256, num_bytes, dtype=np.uint8).tobytes()
+        content[at : at + num_bytes] = made_up if fill is None else bytes([fill]) * num_bytes
+    path.write_bytes(content)
     return path
 
 

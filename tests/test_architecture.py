@@ -142,7 +142,14 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "typer": ("pipeline/cli/",),
     "rich": ("pipeline/cli/", "demo/"),
     "decord": ("pipeline/decoding/decoders.py",),
-    "av": ("pipeline/decoding/containers.py", "demo/", "benchmarks/long_video.py"),
+    "av": (
+        "pipeline/decoding/colours.py",
+        "pipeline/decoding/containers.py",
+        "pipeline/decoding/decoder_log.py",
+        "demo/",
+        "benchmarks/decoding.py",
+        "benchmarks/long_video.py",
+    ),
     "transformers": ("flashvid/models/", "demo/", "benchmarks/random_model.py"),
     "torch": (
         "flashvid/",

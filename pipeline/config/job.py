@@ -58,6 +58,9 @@ __all__ = [
 
 _PROFILE = "profile"
 
+# How the fingerprint names decoders that nobody chose: as the first tables did, which are still added to.
+_DECODERS_UNSAID = ("decord", "pyav")
+
 
 class JobConfig(Section):
     """One indexing job, whole.
@@ -119,7 +122,7 @@ class JobConfig(Section):
     def semantic(self) -> dict[str, Any]:
         """The part of the configuration that changes an answer, as plain JSON values."""
         picked = self.model_dump(mode="json", include={"model", "compression", "frames", "prompts"})
-        picked["decoders"] = list(self.decoding.decoders)
+        picked["decoders"] = list(self.decoding.decoders or _DECODERS_UNSAID)
         # Settings newer than the first tables count only where they are used: those keep their fingerprint.
         if self.windows is not None:
             picked["windows"] = self.windows.model_dump(mode="json")

@@ -248,7 +248,8 @@ class WorkersConfig(Section):
 class DecodingConfig(Section):
     """Limits on decode children: processes per worker, seconds and bytes per video, recycling.
 
-    ``timeout_seconds`` holds for each window where there are windows. ``cache_bytes``: copies of remote
+    ``timeout_seconds`` holds for each window where there are windows. ``decoders``: in which order they are
+    asked; null: PyAV, then decord, which is only asked for plain files. ``cache_bytes``: copies of remote
     videos on disk, per worker. ``max_frame_pixels``, ``max_source_frames``: larger claims are refused.
     """
 
@@ -257,11 +258,16 @@ class DecodingConfig(Section):
     memory_bytes: Annotated[int, Field(ge=2**28)] = 4 * 2**30
     videos_per_process: Annotated[int, Field(ge=1)] = 200
     bytes_in_flight: Annotated[int, Field(ge=1)] = 2**30
-    decoders: Annotated[tuple[Literal["decord", "pyav"], ...], Field(min_length=1)] = ("decord", "pyav")
+    decoders: Annotated[tuple[Literal["decord", "pyav"], ...], Field(min_length=1)] | None = None
     cache_dir: str | None = None
     cache_bytes: Annotated[int, Field(ge=2**20)] = 64 * 2**30
     max_frame_pixels: Annotated[int, Field(ge=28 * 28)] = 2**26
     max_source_frames: Annotated[int, Field(ge=1)] = 10_000_000
+
+    @property
+    def decoder_order(self) -> tuple[Literal["decord", "pyav"], ...]:
+        """The decoders in the order in which they are asked."""
+        return self.decoders or ("pyav", "decord")
 
 
 class LimitsConfig(Section):

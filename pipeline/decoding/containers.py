@@ -9,32 +9,39 @@ from __future__ import annotations
 import errno
 import gc
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import av
+from av.sidedata.sidedata import Type
 
-from pipeline.decoding.rotation import Turn, turn_of
-from pipeline.decoding.timeline import Clock
+from pipeline.decoding.colours import Painter, dolby_note
+from pipeline.decoding.damage import Damage, hole_finder
+from pipeline.decoding.decoder_log import DecoderLog
+from pipeline.decoding.pixels import shown_size
+from pipeline.decoding.rotation import Turn, side_data_of, turn_of
+from pipeline.decoding.timeline import Told
+from pipeline.decoding.tracks import is_animated_webp, main_stream
 from pipeline.errors import Reason, Stage, VideoError
 
 __all__ = [
     "NO_ROOM",
-    "Damage",
     "DecoderRefusedError",
     "Header",
     "Limits",
     "decoded",
     "describe",
     "head_of",
+    "is_same_kind",
     "jumped",
     "may_jump",
     "opened",
     "origin_seconds",
     "packets_of",
     "read_header",
+    "told_by",
 ]
 
 # Formats that hold their own pictures (or sound, to say that there is no picture). Those that name other
@@ -53,7 +60,26 @@ NO_ROOM = (MemoryError, BlockingIOError)
 # libav holds sides rounded up to whole blocks against its limit; the exact check is ours.
 _ALIGNMENT_SLACK = 1.25
 _TS_DISCONT = 0x200  # AVFMT_TS_DISCONT
+_NO_TIMESTAMPS = 0x80  # AVFMT_NOTIMESTAMPS
+_ORDER_IN_PICTURES = frozenset({"h264", "hevc", "vvc"})  # no demuxer looks that deep
 _TAGGED_DURATION = re.compile(r"(\d{1,4}):(\d\d):(\d\d(?:\.\d+)?)$")
+
+
+def _nameless(cls: type[Type], value: int) -> Type:
+    """PyAV lists no side data at all where FFmpeg attached a type that PyAV has no name for: the EXIF of
+    still pictures, the views of spatial video."""
+    member = object.__new__(cls)
+    member._name_ = f"TYPE_{value}"
+    member._value_ = value  # type: ignore[assignment]
+    return member
+
+
+Type._missing_ = classmethod(_nameless)  # type: ignore[assignment,method-assign]
+
+
+# PyAV before 17 frees options for more streams than there were, where a format names them on the way.
+_FREES_TOO_MUCH = int(av.__version__.split(".")[0]) < 17
+_NAMES_STREAMS_LATER = (b"FLV", b"\0\0\1\xba", b".RMF", bytes.fromhex("b7d800203749da11"), b"NSV", b"DHAV")
 
 
 class DecoderRefusedError(Exception):
@@ -66,11 +92,12 @@ class DecoderRefusedError(Exception):
 
 @dataclass(frozen=True)
 class Limits:
-    """What a file may claim of itself, and the threads that may decode it."""
+    """What a file may claim of itself, the threads that may decode it, the byte at which it ends."""
 
     max_frame_pixels: int
     max_source_frames: int
     threads: int = 1
+    end_byte: int | None = None
 
     @property
     def codec_options(self) -> dict[str, str]:
@@ -91,9 +118,12 @@ class Limits:
 
 @dataclass(frozen=True)
 class Header:
-    """What the container claims, and the upright size of a frame that was decoded.
+    """What the container claims, and how the first picture is shown.
 
     ``claimed_end_seconds``: when the pictures are said to end, from the container's start on; 0: no word.
+    ``width`` and ``height`` are those of the first picture as it is shown: upright, its pixels square.
+    ``form``: of the first picture, as Painter.form_of tells it. ``notes``: what could not be heeded.
+    ``oddity``: what an old decoder would get wrong, None where nothing.
     """
 
     codec: str
@@ -102,39 +132,48 @@ class Header:
     width: int
     height: int
     turn: Turn
-
-
-@dataclass
-class Damage:
-    """Packets seen and packets that could not be decoded."""
-
-    packets: int = 0
-    bad: int = 0
+    form: Any = None
+    notes: tuple[str, ...] = ()
+    oddity: str | None = None
 
 
 def read_header(path: str, limits: Limits) -> Header:
     """What the file claims, and the size of its first frame. Raises as ``opened`` does."""
     damage = Damage()
     with opened(path, limits) as (container, stream):
+        painter = Painter(stream)
         first = next(decoded(container, stream, damage, limits), None)
         if first is None:
             raise DecoderRefusedError(Reason.CORRUPT, "no frame can be decoded")
-        header = describe(container, stream, first, turn_of(first))
+        header = describe(container, stream, first, painter)
     del first
-    gc.collect()  # see turn_of
+    gc.collect()  # see side_data_of
     return header
 
 
-def describe(container: Any, stream: Any, frame: Any, turn: Turn) -> Header:
+def describe(container: Any, stream: Any, first: Any, painter: Painter) -> Header:
+    """The header, given the first picture that can be decoded. Ask once per file: see side_data_of."""
+    side_data = side_data_of(first)
+    turn = turn_of(side_data)
+    ratio = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio
+    shown = shown_size(first.width, first.height, ratio)
     turned = turn.num_quarters % 2 == 1
+    notes = tuple(note for note in (shown.note, dolby_note(side_data)) if note)
     return Header(
         codec=stream.codec_context.codec.canonical_name,
         containers=frozenset(container.format.name.split(",")),
         claimed_end_seconds=_claimed_end(container, stream),
-        width=frame.height if turned else frame.width,
-        height=frame.width if turned else frame.height,
+        width=shown.height if turned else shown.width,
+        height=shown.width if turned else shown.height,
         turn=turn,
+        form=painter.form_of(first),
+        notes=notes,
+        oddity=_oddity(turn, painter.oddity(first), notes),
     )
+
+
+def _oddity(turn: Turn, colours: str | None, notes: tuple[str, ...]) -> str | None:
+    return "turned pictures" if turn != Turn(False, 0) else colours or "; ".join(notes) or None
 
 
 def origin_seconds(container: Any) -> float | None:
@@ -146,6 +185,14 @@ def origin_seconds(container: Any) -> float | None:
 def may_jump(container: Any) -> bool:
     """Whether the format allows timestamps to start anew in the middle."""
     return bool(container.format.flags & _TS_DISCONT)
+
+
+def told_by(container: Any, stream: Any) -> Told:
+    """Which times the packets of a stream carry. Without reordering all are the same."""
+    name = container.format.name
+    made_up = container.format.flags & _NO_TIMESTAMPS or name == "avi"
+    made_up = made_up or (name == "asf" and stream.codec_context.name in _ORDER_IN_PICTURES)
+    return Told.DECODED if made_up and stream.codec_context.has_b_frames else Told.SHOWN
 
 
 def _claimed_end(container: Any, stream: Any) -> float:
@@ -184,25 +231,41 @@ def opened(path: str, limits: Limits, threads: int = 1) -> Iterator[tuple[Any, A
 
     Raises VideoError: corrupt, unsupported_codec (playlists too), no_frames, or too_large for what it claims.
     """
-    if head_of(path).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(_PLAYLIST_STARTS):
+    head = head_of(path)
+    if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(_PLAYLIST_STARTS):
         message = "a playlist or another text that names videos; list the videos themselves"
         raise VideoError(Stage.DECODING, Reason.UNSUPPORTED_CODEC, message)
-    with _open(path, limits.codec_options) as container:
-        stream = _main_stream(container)
+    if is_animated_webp(head):
+        message = "an animated WebP, which FFmpeg does not decode; convert it to mp4 or GIF"
+        raise VideoError(Stage.DECODING, Reason.UNSUPPORTED_CODEC, message)
+    with _open(path, limits.codec_options, end=limits.end_byte) as container:
+        stream = main_stream(container)
         context = stream.codec_context
         limits.check_count(stream.frames)
         limits.check_size(*((context.width, context.height) if context.width else _claimed_size(path)))
         context.options = limits.codec_options
         context.thread_count = threads
         context.thread_type = "AUTO"
-        yield container, stream
+        try:
+            yield container, stream
+        finally:  # threads that want to log wait for the lock that closing would hold while it waits for them
+            context.flush_buffers()
 
 
-def _open(path: str, options: dict[str, str]) -> Any:
-    """The options go to the container, and to the decoders that libav uses to find out what is in it."""
-    own = {"protocol_whitelist": "file", "format_whitelist": _FORMATS, **options}
+def _open(path: str, options: dict[str, str], *, begin: int = 0, end: int | None = None) -> Any:
+    """The options go to the container, and to the decoders that libav uses to find out what is in it.
+
+    Of a file that others are joined to, only what lies from ``begin`` to ``end`` is seen.
+    """
+    own = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
+    if _FREES_TOO_MUCH and head_of(path).startswith(_NAMES_STREAMS_LATER):
+        options = {}
+    url = path
+    if begin or end is not None:
+        own["protocol_whitelist"] = "file,subfile"
+        url = f"subfile,,start,{begin},end,{end or 0},,:{path}"
     try:
-        return av.open(path, options=own, metadata_errors="replace")
+        return av.open(url, options=options, container_options=own, metadata_errors="replace")
     except NO_ROOM:
         raise
     except (av.error.FFmpegError, ValueError) as error:
@@ -210,24 +273,23 @@ def _open(path: str, options: dict[str, str]) -> Any:
         raise VideoError(Stage.DECODING, Reason.CORRUPT, f"not a readable video: {said}") from None
 
 
+def is_same_kind(path: str, byte: int, container: Any, stream: Any) -> bool:
+    """Whether the file that begins at a byte of this one is such that its stream can be decoded on."""
+    try:
+        with _open(path, {}, begin=byte) as behind:
+            own, other = stream.codec_context, main_stream(behind).codec_context
+            alike = ("name", "width", "height", "pix_fmt", "extradata")
+            is_alike = all(getattr(own, name) == getattr(other, name) for name in alike)
+            return is_alike and bool(behind.format.name == container.format.name)
+    except VideoError:
+        return False
+
+
 def _claimed_size(path: str) -> tuple[int, int]:
     """What the headers say where libav refused it; no picture is decoded, so none is allocated."""
     with _open(path, {"skip_frame": "all"}) as container:
-        context = _main_stream(container).codec_context
+        context = main_stream(container).codec_context
         return context.width, context.height
-
-
-def _main_stream(container: Any) -> Any:
-    cover_art = av.stream.Disposition.attached_pic
-    moving = [stream for stream in container.streams.video if not stream.disposition & cover_art]
-    if not moving:
-        kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "none"
-        raise VideoError(Stage.DECODING, Reason.NO_FRAMES, f"no video stream (streams: {kinds})")
-    best = container.streams.best("video")
-    stream = best if best in moving else moving[0]
-    if stream.codec_context is None:
-        raise VideoError(Stage.DECODING, Reason.UNSUPPORTED_CODEC, "no decoder knows this video's codec")
-    return stream
 
 
 def packets_of(container: Any, stream: Any, limits: Limits) -> Iterator[Any]:
@@ -270,29 +332,46 @@ def decoded(
     damage: Damage,
     limits: Limits,
     *,
-    clock: Clock | None = None,
-    position: int = 0,
+    mend: Callable[[Any], None] | None = None,
+    shown_from: int | None = None,
 ) -> Iterator[Any]:
-    """Frames in display order; packets that cannot be decoded are counted and passed over.
+    """Frames in display order; what is damaged is counted in ``damage``.
 
-    Times are mended by ``clock``, from the byte ``position`` on.
+    Packets that cannot be decoded are passed over. Pictures decoded only in parts are given all the same, as
+    it was their turn. What a stream shows before its first keyframe, or before ``shown_from`` (ticks) where
+    decoding begins after a jump, is no damage: those that are incomplete are left out. ``mend`` may change a
+    packet's times before it is decoded.
     """
-    for packet in packets_of(container, stream, limits):
-        damage.packets += packet.size > 0
-        position = position if packet.pos is None else packet.pos
-        if clock is not None and packet.pts is not None:
-            packet.pts += clock.shift(position)
+    damage.restart()
+    log = DecoderLog(stream.codec_context)
+    has_hole = hole_finder(stream)
+    is_settled = False
+    place = 0  # of the next picture
+    for number, packet in enumerate(packets_of(container, stream, limits)):
+        damage.seen += packet.size > 0
+        if mend is not None and packet.size:
+            mend(packet)
+        if has_hole(packet):
+            damage.add_hole(packet, number)
         try:
             frames = packet.decode()
         except NO_ROOM:
             raise
         except av.error.FFmpegError:
-            damage.bad += 1
+            damage.add_failed(packet, number)
             continue
+        finally:
+            if log.complained() and is_settled:
+                damage.add_complaint(packet, number)
         for frame in frames:
             limits.check_size(frame.width, frame.height)
-            if not frame.is_corrupt:
+            is_early = shown_from is not None and frame.pts is not None and frame.pts < shown_from
+            is_settled = is_settled or (not is_early and (frame.key_frame or not frame.is_corrupt))
+            if is_settled:
+                damage.add_picture(frame, place)
+            if is_settled or not frame.is_corrupt:
                 yield frame
+            place += 1
 
 
 def _too_large(message: str) -> NoReturn:

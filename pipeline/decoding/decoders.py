@@ -5,6 +5,7 @@ Runs only inside decode children (child_main.py): either library may crash, hang
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -13,15 +14,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from pipeline.decoding.containers import Damage, DecoderRefusedError, Header, Limits, head_of, read_header
-from pipeline.decoding.pyav_frames import (
-    TOLERATED_DAMAGE,
-    PyavVideo,
-    RawFrames,
-    damage_note,
-    model_size,
-    read_timeline,
-)
+from pipeline.decoding.containers import DecoderRefusedError, Header, Limits, read_header
+from pipeline.decoding.damage import TOLERATED_DAMAGE, damage_note
+from pipeline.decoding.plain import refuse_unless_plain
+from pipeline.decoding.pyav_frames import PyavVideo, RawFrames, model_size, read_timeline
 from pipeline.decoding.sampling import FrameRequest, Span, pick_frames
 from pipeline.decoding.timeline import Timeline
 from pipeline.errors import Reason, Stage, VideoError
@@ -44,12 +40,11 @@ if TYPE_CHECKING:
 
 __all__ = ["RawFrames", "Video", "open_video"]
 
-# decord seeks exactly only where the container has an index; in MPEG-TS it returns wrong frames silently.
-DECORD_CONTAINERS = frozenset({"mov", "mp4", "matroska", "webm", "avi"})
 # Its bundled FFmpeg is of 2018.
 DECORD_LACKS = frozenset({"av1", "vvc"})
+# What its H.264 decoder says of sound files after a jump, or of careless encoders.
+_HARMLESS = (b"co located POCs", b"mmco:", b"number of reference frames")
 _NO_PATH = frozenset({errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR})  # no other try will help
-_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"uuid", b"styp", b"moof", b"sidx")
 
 
 class Video(Protocol):
@@ -108,12 +103,13 @@ class _DecordVideo:
         if decord is None:
             raise DecoderRefusedError(Reason.UNSUPPORTED_CODEC, "decord is not installed")
         self._request = request
+        refuse_unless_plain(path, limits)
         self._header = read_header(path, limits)
-        if self._header.turn.is_mirrored:
-            raise DecoderRefusedError(
-                Reason.UNSUPPORTED_CODEC, "decord turns pictures, it does not mirror them"
-            )
-        self._timeline = _trusted_timeline(path, self._header, limits)
+        if self._header.oddity is not None:
+            message = f"decord is not asked for files with {self._header.oddity}"
+            raise DecoderRefusedError(Reason.UNSUPPORTED_CODEC, message)
+        self._timeline = _trusted_timeline(path, limits)
+        self._log_bytes = _stderr_bytes()
         self._reader = _open_decord(path, self._header, request, limits.threads)
         try:
             spans = np.asarray(
@@ -135,6 +131,8 @@ class _DecordVideo:
             data = self._reader.get_batch(chosen).asnumpy()
         except DECORD_ERRORS as error:
             raise DecoderRefusedError(Reason.CORRUPT, f"decord: {_first_line(error)}") from None
+        if complaint := self._complaint():
+            raise DecoderRefusedError(Reason.CORRUPT, f"decord: {complaint}")
         return RawFrames(
             data,
             timeline.seconds[chosen],
@@ -142,26 +140,34 @@ class _DecordVideo:
             timeline.start_seconds,
             timeline.duration_seconds,
             self._header,
-            damage_note(self._header, timeline, Damage()),
+            damage_note(self._header.claimed_end_seconds, timeline),
         )
 
+    def _complaint(self) -> str | None:
+        """What decord's own libav said of the pictures: it hands on what it made up without another word.
 
-def _trusted_timeline(path: str, header: Header, limits: Limits) -> Timeline:
+        It prints that on stderr, which is a file in a decode child, and nothing for a sound file.
+        """
+        codec = self._header.codec.encode()
+        with contextlib.suppress(OSError):
+            said = os.pread(2, max(0, _stderr_bytes() - self._log_bytes), self._log_bytes)
+            found = re.findall(rb"^\[" + re.escape(codec) + rb" @ \w+\] (.*)", said, re.MULTILINE)
+            grave = [line for line in found if not line.startswith(_HARMLESS)]
+            return grave[0].decode(errors="replace")[:200] if grave else None
+        return None
+
+
+def _stderr_bytes() -> int:
+    return os.fstat(2).st_size
+
+
+def _trusted_timeline(path: str, limits: Limits) -> Timeline:
     """The timeline of a file that decord reads rightly. Raises DecoderRefusedError for any other."""
-    if not header.containers & DECORD_CONTAINERS or not _starts_as_such(head_of(path)):
-        names = "/".join(sorted(header.containers))
-        raise DecoderRefusedError(Reason.UNSUPPORTED_CODEC, f"decord is not exact in {names}")
     timeline = read_timeline(path, limits)
-    if timeline is None or timeline.has_open_gops:
+    if timeline is None or not timeline.has_pts or timeline.has_open_gops:
         # After a seek decord miscounts the frames before the keyframe, and returns wrong ones silently.
         raise DecoderRefusedError(Reason.UNSUPPORTED_CODEC, "decord is inexact in open groups of pictures")
     return timeline
-
-
-def _starts_as_such(head: bytes) -> bool:
-    """Whether no FFmpeg takes this for a playlist: decord's is older, and opens what those name."""
-    is_container = head[4:8] in _BOXES or head[:4] == b"\x1a\x45\xdf\xa3" or head[:4] == b"RIFF"
-    return is_container and b"<mpd" not in head.lower() and b"c=in ip" not in head.lower()
 
 
 def _agrees(timeline: Timeline, seconds: NDArray[np.float64]) -> bool:

@@ -94,7 +94,7 @@ class FileDecoder:
         return first, end
 
     def decode(self, path: str, span: Span | None = None) -> Frames:
-        """Sampled frames of the file, or of a span of it, by the first of ``config.decoders`` that can.
+        """Sampled frames of the file, or of a span of it, by the first of the decoders that can.
 
         Each decoder may use an equal share of the time that is left. Raises VideoError.
         """
@@ -104,7 +104,7 @@ class FileDecoder:
 
     def _ask_each(self, path: str, question: dict[str, Any]) -> _Answer:
         left_seconds = self._config.timeout_seconds
-        refusals: list[VideoError] = []
+        refusals: dict[str, VideoError] = {}
         decoders = self._decoders_for(path)
         for number, decoder in enumerate(decoders):
             share = max(0.0, left_seconds) / (len(decoders) - number)
@@ -112,16 +112,18 @@ class FileDecoder:
             try:
                 return self._ask(path, decoder, question, share)
             except _RefusedError as refused:
-                refusals.append(refused.error)
+                refusals[decoder] = refused.error
                 if refused.is_final:
                     break
             left_seconds -= time.monotonic() - started
-        message = "; ".join(dict.fromkeys(error.message for error in refusals))
-        raise VideoError(refusals[-1].stage, refusals[-1].reason, message)
+        message = "; ".join(dict.fromkeys(error.message for error in refusals.values()))
+        # PyAV knows what is wrong with a file; decord may only be the wrong one to ask.
+        told = refusals.get("pyav") or list(refusals.values())[-1]
+        raise VideoError(told.stage, told.reason, message)
 
     def _decoders_for(self, path: str) -> list[str]:
         """Those configured; for a file that was measured, the one that could before the others."""
-        decoders: list[str] = list(self._config.decoders)
+        decoders: list[str] = list(self._config.decoder_order)
         measured_path, able = self._measured
         return sorted(decoders, key=lambda decoder: measured_path == path and decoder != able)
 

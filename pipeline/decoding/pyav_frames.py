@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import gc
+from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.decoding.colours import Painter
 from pipeline.decoding.containers import (
-    Damage,
     DecoderRefusedError,
     Header,
     Limits,
@@ -22,13 +24,18 @@ from pipeline.decoding.containers import (
     opened,
     origin_seconds,
     packets_of,
+    told_by,
 )
-from pipeline.decoding.rotation import Turn, turn_of
+from pipeline.decoding.counted import CountedFrames, OvershotError
+from pipeline.decoding.damage import Damage, damage_note, refuse_ruins
+from pipeline.decoding.joined import ONE_FILE, Extent, extent_of, note_of_rest
 from pipeline.decoding.sampling import FrameRequest, Span, pick_frames, smart_resize
 from pipeline.decoding.timeline import (
+    Clock,
     Packet,
     Run,
     Timeline,
+    Told,
     plan_runs,
     timeline_from_frames,
     timeline_from_packets,
@@ -38,16 +45,19 @@ from pipeline.errors import Reason, Stage, VideoError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["TOLERATED_DAMAGE", "PyavVideo", "RawFrames", "damage_note", "model_size", "read_timeline"]
+__all__ = ["PyavVideo", "RawFrames", "model_size", "read_timeline"]
 
-# A stream with more undecodable packets than this is called corrupt; below it the good frames are used.
-TOLERATED_DAMAGE = 0.05
 # Where neither the frames nor the container tell the time, as in a bare H.264 stream.
 ASSUMED_FPS = 25.0
 
 
-class _OvershotError(Exception):
-    """A seek failed or landed behind its target; the container's index cannot be trusted."""
+# Pictures that come in another order than their times: a few are slips, so many of those read are a rule.
+_SLIPS = 2
+_MOST_SLIPS = 0.05
+
+
+class _MisorderedError(Exception):
+    """The times of the packets are not those at which pictures are shown."""
 
 
 @dataclass(frozen=True)
@@ -68,16 +78,24 @@ class RawFrames:
 
 
 class PyavVideo:
-    """One file. What is known of its packets is kept between reads; the file is opened for each."""
+    """One file. What is known of its packets is kept between reads, and where the last one ended."""
 
     def __init__(self, path: str, request: FrameRequest, limits: Limits) -> None:
         self._path = path
         self._request = request
-        self._limits = limits
-        self._walk: _Walk | None = None
-        self._turn: Turn | None = None
-        self._num_bad = 0  # in all spans so far
-        self._timeline = read_timeline(path, limits) or _decode_timeline(path, limits)
+        self._extent = extent_of(path, limits)
+        self._limits = limits = replace(limits, end_byte=self._extent.end)
+        self._counted: CountedFrames | None = None
+        self._pass: _Pass | None = None
+        self._header: Header | None = None
+        self._damage = Damage()  # in all spans so far
+        timeline = read_timeline(path, limits, self._extent)
+        if timeline is None:
+            timeline = _decode_timeline(path, limits, self._extent, self._damage)
+            self._damage.packets = self._damage.seen
+        else:
+            self._damage.packets = len(timeline.stamps)
+        self._timeline = timeline
 
     @property
     def timeline(self) -> Timeline:
@@ -85,156 +103,260 @@ class PyavVideo:
 
     def read(self, span: Span) -> RawFrames:
         """Sampled frames of a span. Raises VideoError or DecoderRefusedError."""
+        try:
+            return self._read(span)
+        except _MisorderedError:
+            self._leave()
+            self._damage = Damage(len(self._timeline.stamps))
+            timeline = read_timeline(self._path, self._limits, self._extent, is_misordered=True)
+            if timeline is None:
+                timeline = _decode_timeline(self._path, self._limits, self._extent, self._damage)
+            self._timeline = timeline
+            return self._read(span)
+
+    def _read(self, span: Span) -> RawFrames:
         timeline = self._timeline
         chosen = pick_frames(timeline.seconds, timeline.duration_seconds, self._request, span)
         straight = Run(None, tuple(timeline.stamps[chosen].tolist()))
+        touched_before = self._damage.touched
         try:
-            taken = self._take(plan_runs(timeline, chosen)) if timeline.has_pts else self._take_on(straight)
-        except _OvershotError:
-            taken = self._take([straight])
-        self._refuse(taken, span)
-        assert taken.header is not None, "a picture was taken, so its size is known"
-        if self._turn is None:
-            self._turn = taken.header.turn
-            gc.collect()  # see turn_of
+            taken = self._take(self._plan(chosen)) if timeline.has_pts else self._take_on(straight)
+        except OvershotError:
+            self._leave()
+            taken = self._take([straight]) if timeline.has_pts else self._take_on(straight, may_jump=False)
+        self._damage.sampled += len(taken.stamps)
+        refuse_ruins(
+            self._damage,
+            num_pictures=len(taken.stamps),
+            num_touched=self._damage.touched - touched_before,
+            is_whole=span == Span(),
+        )
+        header = taken.header
+        if header is None or not taken.pictures:
+            raise DecoderRefusedError(Reason.CORRUPT, "no frame can be decoded")
+        if self._header is None:
+            self._header = header
+            gc.collect()  # see side_data_of
+        if span == Span():
+            self._leave()
         return RawFrames(
             np.stack(taken.pictures),
             timeline.seconds_at(taken.stamps),
             len(timeline.stamps),
             timeline.start_seconds,
             timeline.duration_seconds,
-            taken.header,
-            damage_note(taken.header, timeline, taken.damage),
+            header,
+            _joined(
+                *header.notes,
+                *taken.painter.notes,
+                damage_note(header.claimed_end_seconds, timeline, self._damage),
+            ),
         )
 
-    def _refuse(self, taken: _Taken, span: Span) -> None:
-        """In spans as much may be broken as in the whole: the last packet of a file cut short is no ruin."""
-        self._num_bad += taken.damage.bad
-        if span == Span():
-            _refuse_ruins(taken.damage, len(taken.pictures))
-        else:
-            _refuse_ruins(Damage(len(self._timeline.stamps), self._num_bad), len(taken.pictures))
+    def _plan(self, chosen: NDArray[np.int64]) -> list[Run]:
+        """From where the last read ended, if what is wanted can be reached from there."""
+        reached = 0 if self._pass is None else self._pass.reached(self._timeline)
+        runs = plan_runs(self._timeline, chosen, reached)
+        if runs[0].seek is None and chosen[0] < reached:
+            self._leave()
+        return runs
+
+    def _leave(self) -> None:
+        """Let go of the file; the next read begins at its beginning."""
+        if self._pass is not None:
+            self._pass.close()
+            self._pass = None
 
     def _take(self, runs: list[Run]) -> _Taken:
         """Decode along ``runs``; convert only the targets."""
-        taken = _Taken(self._request, self._turn)
-        with opened(self._path, self._limits, self._limits.threads) as (container, stream):
-            frames = self._stamped(container, stream, taken.damage)
-            for run in runs:
-                if run.seek is not None:
-                    is_byte = self._timeline.clock is not None
-                    if not jumped(container, stream, run.seek, is_byte=is_byte):
-                        raise _OvershotError
-                    frames = self._stamped(container, stream, taken.damage, run.seek)
-                for stamp, frame in _on_target(frames, run):
-                    taken.add(stamp, frame, container, stream)
+        if self._pass is None:
+            self._pass = _Pass(self._path, self._timeline, self._damage, self._limits)
+        way = self._pass
+        taken = _Taken(self._request, way.painter, self._header)
+        way.frames = taken.begun(way.frames, way.container, way.stream)
+        for run in runs:
+            if run.seek is not None:
+                way.jump(run)
+            for stamp, frame in _on_target(way.frames, run, self._damage):
+                taken.add(stamp, frame)
         return taken
 
-    def _take_on(self, run: Run) -> _Taken:
+    def _take_on(self, run: Run, *, may_jump: bool = True) -> _Taken:
         """Decode on from where the last span ended: frames without times can only be counted."""
-        if self._walk is None or self._walk.position > run.targets[0]:
-            self._walk = _Walk(self._path, self._limits)
-        walk = self._walk
-        taken = _Taken(self._request, self._turn)
-        bad_before = walk.damage.bad
-        for stamp, frame in _on_target(walk.frames, run):
-            taken.add(stamp, frame, walk.container, walk.stream)
-        taken.damage = Damage(walk.damage.packets, walk.damage.bad - bad_before)
+        if self._counted is None or not may_jump or self._counted.is_past(run.targets[0]):
+            if self._counted is not None:
+                self._counted.close()
+            self._counted = CountedFrames(
+                self._path, self._timeline, self._damage, self._limits, may_jump=may_jump
+            )
+        counted = self._counted
+        taken = _Taken(self._request, counted.painter, self._header)
+        targets = deque(run.targets)
+        while targets:
+            frames = counted.from_place(0 if taken.header is None else targets[0])
+            for place, frame in taken.begun(frames, counted.container, counted.stream):
+                is_wanted = _takes(targets, place, frame, self._damage)
+                if is_wanted:
+                    taken.add(place, frame)
+                if is_wanted or place == 0:  # from there on it may jump
+                    break
+            else:
+                break
         return taken
 
-    def _stamped(
-        self, container: Any, stream: Any, damage: Damage, seek: int = 0
-    ) -> Iterator[tuple[int, Any]]:
-        for frame in decoded(
-            container, stream, damage, self._limits, clock=self._timeline.clock, position=seek
-        ):
-            if frame.pts is not None:
-                yield int(frame.pts), frame
 
+class _Pass:
+    """An open file, halted behind the last frame that was wanted."""
 
-class _Walk:
-    """One pass over a file from its first frame on, that can be halted anywhere."""
-
-    def __init__(self, path: str, limits: Limits) -> None:
-        self._limits = limits
+    def __init__(self, path: str, timeline: Timeline, damage: Damage, limits: Limits) -> None:
+        self._clock, self._damage, self._limits = timeline.clock, damage, limits
         self._closing = ExitStack()
         self.container, self.stream = self._closing.enter_context(opened(path, limits, limits.threads))
-        self.damage = Damage()
-        self.position = 0  # of the frame that comes next
-        self.frames = self._numbered()
+        self.painter = Painter(self.stream)
+        self._last_stamp: int | None = None
+        self.frames = self._stamped(None)
 
-    def _numbered(self) -> Iterator[tuple[int, Any]]:
-        for frame in decoded(self.container, self.stream, self.damage, self._limits):
-            self.position += 1
-            yield self.position - 1, frame
+    def close(self) -> None:
+        self.frames = iter(())
+        self._closing.close()
+
+    def reached(self, timeline: Timeline) -> int:
+        """The index of the frame that comes next."""
+        if self._last_stamp is None:
+            return 0
+        return int(np.searchsorted(timeline.stamps, self._last_stamp, side="right"))
+
+    def jump(self, run: Run) -> None:
+        """Go where a run begins. Raises OvershotError where that fails."""
+        assert run.seek is not None, "a run without a place to go goes straight on"
+        if not jumped(self.container, self.stream, run.seek, is_byte=self._clock is not None):
+            raise OvershotError
+        self.frames = self._stamped(run)
+
+    def _stamped(self, run: Run | None) -> Iterator[tuple[int, Any]]:
+        """(pts, frame); from a run's jump on where there is one. May raise _MisorderedError."""
+        seek, key = (None, None) if run is None else (run.seek, run.key)
+        mend = None if self._clock is None else _Mender(self._clock, seek or 0)
+        last, slips, number = None, 0, 0
+        for frame in decoded(
+            self.container, self.stream, self._damage, self._limits, mend=mend, shown_from=key
+        ):
+            if frame.pts is None:
+                continue
+            stamp = int(frame.pts)
+            number += 1
+            slips += last is not None and stamp < last
+            if slips > _SLIPS and slips > _MOST_SLIPS * number:
+                raise _MisorderedError
+            last = self._last_stamp = stamp
+            yield stamp, frame
+
+
+class _Mender:
+    """Moves the times of packets by a clock, from the byte ``position`` on."""
+
+    def __init__(self, clock: Clock, position: int) -> None:
+        self._clock = clock
+        self._position = position
+
+    def __call__(self, packet: Any) -> None:
+        self._position = self._position if packet.pos is None else packet.pos
+        if packet.pts is not None:
+            packet.pts += self._clock.shift(self._position)
 
 
 @dataclass
 class _Taken:
     request: FrameRequest
-    turn: Turn | None
+    painter: Painter
+    header: Header | None
     stamps: list[int] = field(default_factory=list)
     pictures: list[NDArray[np.uint8]] = field(default_factory=list)
-    damage: Damage = field(default_factory=Damage)
-    header: Header | None = None
 
-    def add(self, stamp: int, frame: Any, container: Any, stream: Any) -> None:
+    def begun(
+        self, frames: Iterator[tuple[int, Any]], container: Any, stream: Any
+    ) -> Iterator[tuple[int, Any]]:
+        """The frames from the file's first on, which says how all are shown, whichever are wanted."""
+        first = next(frames, None) if self.header is None else None
+        if first is None:
+            return frames
+        self.header = describe(container, stream, first[1], self.painter)
+        return chain([first], frames)
+
+    def add(self, stamp: int, frame: Any) -> None:
         if self.stamps and stamp <= self.stamps[-1]:
             return
-        if self.header is None:
-            self.header = describe(container, stream, frame, self.turn or turn_of(frame))
+        assert self.header is not None, "the first frame came before"
         self.stamps.append(stamp)
         height, width = model_size(self.header, self.request)
-        self.pictures.append(_picture(frame, height, width, self.header.turn))
+        self.pictures.append(_picture(frame, height, width, self.header, self.painter))
 
 
-def read_timeline(path: str, limits: Limits) -> Timeline | None:
-    """The timeline without decoding, where the container gives every frame a time."""
+def _joined(*notes: str | None) -> str | None:
+    return "; ".join(dict.fromkeys(note for note in notes if note)) or None
+
+
+def read_timeline(
+    path: str, limits: Limits, extent: Extent = ONE_FILE, *, is_misordered: bool = False
+) -> Timeline | None:
+    """The timeline without decoding, where the container gives every frame a time.
+
+    is_misordered: the times at which pictures are said to be shown have proved to be wrong.
+    """
+    last_byte = 0
+
+    def packets(container: Any, stream: Any) -> Iterator[Packet]:
+        nonlocal last_byte
+        for packet in packets_of(container, stream, limits):
+            if packet.size and not packet.is_discard:
+                last_byte = max(last_byte, packet.pos or 0)
+                yield Packet(packet.pts, packet.dts, packet.duration or 0, packet.is_keyframe, packet.pos)
+
     with opened(path, limits) as (container, stream):
-        packets = (
-            Packet(packet.pts, packet.dts, packet.duration or 0, packet.is_keyframe, packet.pos)
-            for packet in packets_of(container, stream, limits)
-            if packet.size and not packet.is_discard
-        )
-        return timeline_from_packets(
-            packets,
+        timeline = timeline_from_packets(
+            packets(container, stream),
             float(stream.time_base),
             origin_seconds=origin_seconds(container),
-            may_jump=may_jump(container),
+            may_jump=may_jump(container) or extent.runs_on,
+            told=Told.DECODED_UNORDERED if is_misordered else told_by(container, stream),
         )
+        names = frozenset(container.format.name.split(","))
+    return timeline and replace(timeline, note=extent.note or note_of_rest(path, names, last_byte + 1))
 
 
-def _decode_timeline(path: str, limits: Limits) -> Timeline:
+def _decode_timeline(path: str, limits: Limits, extent: Extent, damage: Damage) -> Timeline:
     """The timeline of a stream that has to be decoded to be counted."""
-    damage = Damage()
     with opened(path, limits, limits.threads) as (container, stream):
         pts = [frame.time for frame in decoded(container, stream, damage, limits)]
         rate = float(stream.guessed_rate or stream.average_rate or ASSUMED_FPS)
-        origin, jumps = origin_seconds(container), may_jump(container)
-    _refuse_ruins(damage, len(pts))
-    return timeline_from_frames(pts, rate, origin_seconds=origin, may_jump=jumps)
-
-
-def _refuse_ruins(damage: Damage, num_frames: int) -> None:
-    if damage.bad > TOLERATED_DAMAGE * damage.packets:
-        message = f"{damage.bad} of {damage.packets} packets cannot be decoded"
-        raise DecoderRefusedError(Reason.CORRUPT, message)
-    if num_frames == 0:
+        origin, jumps = origin_seconds(container), may_jump(container) or extent.runs_on
+    refuse_ruins(damage, num_pictures=len(pts), num_touched=0, is_whole=False)
+    if not pts:
         raise DecoderRefusedError(Reason.CORRUPT, "no frame can be decoded")
+    timeline = timeline_from_frames(pts, rate, origin_seconds=origin, may_jump=jumps)
+    return replace(timeline, note=extent.note)
 
 
-def _on_target(frames: Iterator[tuple[int, Any]], run: Run) -> Iterator[tuple[int, Any]]:
+def _on_target(frames: Iterator[tuple[int, Any]], run: Run, damage: Damage) -> Iterator[tuple[int, Any]]:
     """The wanted frames; in place of one that cannot be decoded, the next that can."""
-    targets = list(reversed(run.targets))
+    targets = deque(run.targets)
     for number, (stamp, frame) in enumerate(frames):
-        if number == 0 and run.seek is not None and stamp > targets[-1]:
-            raise _OvershotError
-        if stamp >= targets[-1]:
+        if number == 0 and run.seek is not None and stamp > targets[0]:
+            raise OvershotError
+        if _takes(targets, stamp, frame, damage):
             yield stamp, frame
-        while targets and targets[-1] <= stamp:
-            targets.pop()
         if not targets:
             return
+
+
+def _takes(targets: deque[int], stamp: int, frame: Any, damage: Damage) -> bool:
+    """Whether a frame is wanted; those of ``targets`` (increasing) that it stands for are removed."""
+    is_wanted = False
+    while targets and targets[0] <= stamp:
+        is_wanted = True
+        is_missing = targets.popleft() < stamp and damage.is_any
+        damage.touched += is_missing or damage.touches(frame)
+    return is_wanted
 
 
 def model_size(header: Header, request: FrameRequest) -> tuple[int, int]:
@@ -251,25 +373,12 @@ def model_size(header: Header, request: FrameRequest) -> tuple[int, int]:
         raise VideoError(Stage.DECODING, Reason.UNSUPPORTED_CODEC, str(error)) from None
 
 
-def _picture(frame: Any, height: int, width: int, turn: Turn) -> NDArray[np.uint8]:
+def _picture(frame: Any, height: int, width: int, header: Header, painter: Painter) -> NDArray[np.uint8]:
     """One frame as RGB uint8 (height, width, 3), brought upright after the (cheaper) resize."""
-    is_mirrored, turns = turn
+    is_mirrored, turns = header.turn
     if turns % 2:
         height, width = width, height
-    resized = frame.reformat(width=width, height=height, format="rgb24", interpolation="BICUBIC")
-    picture = resized.to_ndarray()
+    if painter.form_of(frame) != header.form:
+        painter.say("its pictures change shape on the way: all are shown in that of the first")
+    picture = painter.picture(frame, height, width)
     return np.rot90(np.fliplr(picture) if is_mirrored else picture, turns)
-
-
-def damage_note(header: Header, timeline: Timeline, damage: Damage) -> str | None:
-    """What was wrong with a file that was read all the same, or None."""
-    notes = []
-    if damage.bad:
-        notes.append(f"{damage.bad} of {damage.packets} packets could not be decoded")
-    end, claimed = timeline.duration_seconds, header.claimed_end_seconds
-    if timeline.clock is not None:
-        num = len(timeline.clock.starts)
-        notes.append(f"its timestamps jump in {num} place{'s' if num > 1 else ''}, over which times run on")
-    elif claimed > end * 1.05 + 1.0:
-        notes.append(f"ends at {end:.1f} s of {claimed:.1f} s")
-    return "; ".join(notes) or None

@@ -6,7 +6,7 @@ import math
 import struct
 from typing import Any, NamedTuple
 
-__all__ = ["Turn", "turn_of"]
+__all__ = ["Turn", "side_data_of", "turn_of"]
 
 
 class Turn(NamedTuple):
@@ -16,15 +16,27 @@ class Turn(NamedTuple):
     num_quarters: int
 
 
-def turn_of(frame: Any) -> Turn:
-    """What the display matrix of a frame asks for, in quarter turns; nothing where it makes no sense.
+def side_data_of(frame: Any) -> dict[str, bytes]:
+    """What libav attached to a frame, by the names of PyAV; the first where a name comes twice.
 
     PyAV makes a cycle of a frame that is asked: it lives on until garbage is collected. So ask one per file.
     """
-    matrix = next((data for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), None)
+    found: dict[str, bytes] = {}
+    for data in frame.side_data:
+        found.setdefault(data.type.name, bytes(data))
+    return found
+
+
+def turn_of(side_data: dict[str, bytes]) -> Turn:
+    """What the display matrix of a frame asks for, in quarter turns; nothing where it makes no sense.
+
+    libav puts the container's matrix before the one that the stream itself holds, as H.264 and HEVC can in a
+    message to their first picture: where they differ, the container's is heeded, as FFmpeg and players do.
+    """
+    matrix = side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return Turn(False, 0)
-    a, b, _, c, d = struct.unpack("=5i", bytes(matrix)[:20])
+    a, b, _, c, d = struct.unpack("=5i", matrix[:20])
     if a * d == b * c:  # no area is left
         return Turn(False, 0)
     sign = -1 if a * d < b * c else 1

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ __all__ = [
     "Packet",
     "Run",
     "Timeline",
+    "Told",
     "plan_runs",
     "timeline_from_frames",
     "timeline_from_packets",
@@ -24,6 +26,7 @@ __all__ = [
 
 # Frames that must be skippable before a seek pays for flushing and refilling the decoder.
 SEEK_WORTH_FRAMES = 16
+_SEEK_WORTH_KEYFRAMES = 5  # where all are keyframes, as in MJPEG and ProRes
 # A picture that starts less than this after its container starts with it: containers round differently.
 _SAME_START_SECONDS = 1e-3
 # Where a clock may start anew, a step of decode times back or forward by more than this is such a place.
@@ -34,6 +37,14 @@ _MOST_TICKS = 2**62
 _UNKNOWN = 2**63 - 1
 
 
+class Told(Enum):
+    """Which times a container holds."""
+
+    SHOWN = "when pictures are shown"
+    DECODED = "when they are decoded; the demuxer may know in which order they are shown"
+    DECODED_UNORDERED = "when they are decoded; what is said of showing them is known to be wrong"
+
+
 class Packet(NamedTuple):
     """What the container says of one packet, in ticks of the stream's time base."""
 
@@ -42,6 +53,16 @@ class Packet(NamedTuple):
     duration: int
     is_key: bool
     position: int | None = None  # in bytes, in the file; None: that of the packet before
+
+
+class _Columns(NamedTuple):
+    """The same of all packets, in the order in which they are stored: int64 (N,), is_key bool (N,)."""
+
+    pts: NDArray[np.int64]
+    dts: NDArray[np.int64]
+    durations: NDArray[np.int64]
+    positions: NDArray[np.int64]
+    is_key: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -70,8 +91,10 @@ class Timeline:
     stamps: int64 (N,), increasing: pts in ticks, or ordinals where ``has_pts`` is False.
     seconds: float64 (N,), the first >= 0; duration_seconds: when the last picture ends.
     key_stamps, key_seeks: int64 (K,): pts of the keyframes, and where to seek to reach each: a time in ticks,
-    or a byte where there is a ``clock``, by which all stamps are mended.
+    or a byte where there is a ``clock``, by which all stamps are mended. Without pts: which packets they are.
     has_open_gops: some frames shown before a keyframe are stored after it.
+    decode_ticks: int64 (N,), increasing: when each packet is decoded, where only that is known; else empty.
+    note: what is to be said of the file besides.
     """
 
     stamps: NDArray[np.int64]
@@ -82,6 +105,8 @@ class Timeline:
     key_stamps: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     key_seeks: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     clock: Clock | None = None
+    decode_ticks: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    note: str | None = None
 
     @property
     def start_seconds(self) -> float:
@@ -96,10 +121,14 @@ class Timeline:
 
 @dataclass(frozen=True)
 class Run:
-    """Decode on from ``seek`` (None: from where the decoder stands) until the last of ``targets``."""
+    """Decode on from ``seek`` (None: from where the decoder stands) until the last of ``targets``.
+
+    ``key``: the stamp of the keyframe that ``seek`` leads to.
+    """
 
     seek: int | None
     targets: tuple[int, ...]
+    key: int | None = None
 
 
 def timeline_from_packets(
@@ -108,29 +137,22 @@ def timeline_from_packets(
     *,
     origin_seconds: float | None = None,
     may_jump: bool = False,
+    told: Told = Told.SHOWN,
 ) -> Timeline | None:
     """The timeline of a stream read without decoding; None where the container lacks unique timestamps.
 
     Takes packets one by one, in the order in which they are stored, and keeps 33 bytes of each.
     origin_seconds: when the container starts, on the clock of the stream; None: with the first picture.
     may_jump: the format allows its clock to start anew; times then run on over such places.
+    told: which times the container holds; what else its packets carry was made up by the demuxer.
     """
-    columns = [array("q") for _ in range(4)]
-    flags = bytearray()
-    position = 0
-    for packet in packets:
-        if packet.pts is None:
-            return None
-        decoded_at = _UNKNOWN if packet.dts is None else packet.dts
-        position = position if packet.position is None else packet.position
-        for column, value in zip(columns, (packet.pts, decoded_at, packet.duration, position), strict=True):
-            column.append(value)
-        flags.append(packet.is_key)
-    if not flags:
+    columns = _columns(packets, told)
+    if columns is None:
         return None
-    pts, dts, durations, positions = (np.frombuffer(column, dtype=np.int64) for column in columns)
-    is_key = np.frombuffer(flags, dtype=np.bool_)
-    if int(pts.max()) - int(pts.min()) > _MOST_TICKS:
+    pts, dts, durations, positions, is_key = columns
+    if told is not Told.SHOWN and dts.max() < _UNKNOWN and (np.diff(dts) > 0).all():
+        return _timeline_of_decoding(columns, seconds_per_tick, origin_seconds, told)
+    if told is Told.DECODED_UNORDERED:
         return None
     clock = _clock(dts, positions, seconds_per_tick) if may_jump else None
     if clock is not None:
@@ -157,6 +179,78 @@ def timeline_from_packets(
     )
 
 
+def _columns(packets: Iterable[Packet], told: Told) -> _Columns | None:
+    """None where there is no packet, or one without a time."""
+    columns = tuple(array("q") for _ in range(4))
+    flags = bytearray()
+    position = 0
+    for packet in packets:
+        shown_at = packet.dts if packet.pts is None and told is not Told.SHOWN else packet.pts
+        if shown_at is None:
+            return None
+        decoded_at = _UNKNOWN if packet.dts is None else packet.dts
+        position = position if packet.position is None else packet.position
+        for column, value in zip(columns, (shown_at, decoded_at, packet.duration, position), strict=True):
+            column.append(value)
+        flags.append(packet.is_key)
+    if not flags:
+        return None
+    pts, dts, durations, positions = (np.frombuffer(column, dtype=np.int64) for column in columns)
+    if int(pts.max()) - int(pts.min()) > _MOST_TICKS:
+        return None
+    return _Columns(pts, dts, durations, positions, np.frombuffer(flags, dtype=np.bool_))
+
+
+def _timeline_of_decoding(
+    columns: _Columns, seconds_per_tick: float, origin_seconds: float | None, told: Told
+) -> Timeline:
+    """Where only decode times are stored: the k-th picture shown is shown when the k-th is decoded.
+
+    The order in which pictures are shown is the demuxer's, where it found out, else left to the decoder.
+    """
+    pts, dts, durations, _, is_key = columns
+    lead = _lead(float(dts[0]) * seconds_per_tick, origin_seconds)
+    seconds = (dts - dts[0]) * seconds_per_tick + lead
+    last = float(durations[-1]) * seconds_per_tick
+    end = float(seconds[-1]) + (last if last > 0 else _typical_step(seconds))
+    order = np.sort(pts)
+    if told is Told.DECODED_UNORDERED or not _is_order_known(pts, dts, order):
+        places = np.flatnonzero(is_key)
+        return Timeline(
+            np.arange(len(dts)),
+            seconds,
+            end,
+            has_pts=False,
+            key_stamps=places,
+            key_seeks=dts[places],
+            decode_ticks=dts.copy(),
+        )
+    if (np.diff(dts) == durations[:-1]).all():  # without gaps they say more, as where fields are repeated
+        seconds = np.cumsum(durations[np.argsort(pts)][:-1]) * seconds_per_tick
+        seconds = np.concatenate(([0.0], seconds)) + lead
+    key_stamps, key_seeks = _key_places(pts[is_key], np.minimum(pts, dts)[is_key])
+    return Timeline(
+        order,
+        seconds,
+        end,
+        has_open_gops=_has_open_gops(pts, is_key),
+        key_stamps=key_stamps,
+        key_seeks=key_seeks,
+    )
+
+
+def _is_order_known(pts: NDArray[np.int64], dts: NDArray[np.int64], order: NDArray[np.int64]) -> bool:
+    """Whether made-up times, ``order`` when sorted, put pictures into the order in which they are shown.
+
+    They do not where all are those of decoding, nor where libav learnt of reordering on the way: then the lag
+    behind decoding changes.
+    """
+    lag = order - dts
+    is_steady = len(dts) < 2 or np.ptp(lag) < np.median(np.diff(dts))
+    is_reordered = np.ptp(pts - dts) > 0 or (pts == dts).all()
+    return bool(is_steady and is_reordered and (np.diff(order) > 0).all())
+
+
 def timeline_from_frames(
     pts_seconds: Sequence[float | None],
     frames_per_second: float,
@@ -180,21 +274,26 @@ def timeline_from_frames(
     return Timeline(ordinals, seconds, float(seconds[-1]) + step, has_pts=False)
 
 
-def plan_runs(timeline: Timeline, chosen: NDArray[np.int64]) -> list[Run]:
-    """How to reach the chosen frames (increasing indices): straight on, or by a jump where cheaper."""
+def plan_runs(timeline: Timeline, chosen: NDArray[np.int64], reached: int = 0) -> list[Run]:
+    """How to reach the chosen frames (increasing indices): straight on, or by a jump where cheaper.
+
+    reached: the index of the frame that the decoder gives next.
+    """
     targets = timeline.stamps[chosen]
     if len(timeline.key_stamps) == 0:
         return [Run(None, tuple(targets.tolist()))]
     key_places = np.searchsorted(timeline.stamps, timeline.key_stamps)
     groups = np.maximum(np.searchsorted(timeline.key_stamps, targets, side="right") - 1, 0)
+    is_intra = len(timeline.key_stamps) == len(timeline.stamps)
+    worth = _SEEK_WORTH_KEYFRAMES if is_intra else SEEK_WORTH_FRAMES
     runs: list[Run] = []
-    reached = 0
     for group in np.unique(groups):
         members = tuple(targets[groups == group].tolist())
-        if key_places[group] - reached > SEEK_WORTH_FRAMES:
-            runs.append(Run(int(timeline.key_seeks[group]), members))
+        is_behind = int(chosen[groups == group][0]) < reached
+        if is_behind or key_places[group] - reached > worth:
+            runs.append(Run(int(timeline.key_seeks[group]), members, int(timeline.key_stamps[group])))
         elif runs:
-            runs[-1] = Run(runs[-1].seek, runs[-1].targets + members)
+            runs[-1] = replace(runs[-1], targets=runs[-1].targets + members)
         else:
             runs.append(Run(None, members))
         reached = int(chosen[groups == group][-1]) + 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["RowOrigin", "VideoJob", "baseline_tokens"]
 
 _MAX_NOTE_CHARS = 500
+_COUNT = re.compile(r"(\d+) of \d+ ")  # grows from window to window
 _SUMMED = (  # over the windows of a video
     "num_frames",
     "baseline_frames",
@@ -222,8 +224,14 @@ def _segment(window: Window, row: VideoRow) -> Segment:
 
 
 def _joined(notes: Iterable[str | None]) -> str | None:
-    """All distinct notes, as far as they are not too long together."""
-    distinct = list(dict.fromkeys(part for note in notes if note for part in note.split("; ")))
+    """All distinct notes, as far as they are not too long together; of counts of one kind the highest."""
+    by_kind: dict[str, tuple[int, str]] = {}
+    for part in (part for note in notes if note for part in note.split("; ")):
+        count = _COUNT.match(part)
+        kind, number = (part[count.end() :], int(count[1])) if count else (part, 0)
+        if kind not in by_kind or number > by_kind[kind][0]:
+            by_kind[kind] = (number, part)
+    distinct = [part for _, part in by_kind.values()]
     kept: list[str] = []
     for note in distinct:
         if len("; ".join([*kept, note])) > _MAX_NOTE_CHARS and kept:

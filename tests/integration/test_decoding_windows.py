@@ -46,10 +46,8 @@ def window_of(part: Decoded) -> Window:
     return part.window
 
 
-@pytest.mark.parametrize(
-    ("name", "decoder"), [("a.mp4", "decord"), ("a.mkv", "decord"), ("a.ts", "pyav"), ("a.h264", "pyav")]
-)
-def test_windows_come_in_order_and_show_what_they_say(tmp_path: Path, name: str, decoder: str) -> None:
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.ts", "a.h264"])
+def test_windows_come_in_order_and_show_what_they_say(tmp_path: Path, name: str) -> None:
     path = media.write_video(tmp_path / name, num_frames=TOTAL)
     with DecodePool(DecodingConfig(), SOME, TEN) as pool:
         parts = all_of(pool, clip(path))
@@ -59,7 +57,6 @@ def test_windows_come_in_order_and_show_what_they_say(tmp_path: Path, name: str,
     assert windows[-1].end_seconds == pytest.approx(25.0, abs=0.2)
     for part, window in zip(parts, windows, strict=True):
         frames = frames_of(part)
-        assert frames.decoder == decoder
         assert len(frames.data) == 4
         assert window.start_seconds <= frames.pts_seconds[0] < frames.pts_seconds[-1] < window.end_seconds
         assert_shown_when_said(frames, total=TOTAL)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import compression, oracle, saliency
+from benchmarks import compression, decoding, oracle, saliency
 from benchmarks.cases import Case
 from benchmarks.clips import KINDS, Kind, make_features, make_saliency
 from benchmarks.criteria import criteria, ops_growth
@@ -190,3 +190,13 @@ def test_results_are_written_beside_their_table(tmp_path: Path) -> None:
     assert [case["units"] for case in result["cases"]] == [2, 4]
     assert result["machine"]["torch"] == torch.__version__
     assert len(output.with_suffix(".md").read_text().splitlines()) == 4
+
+
+def test_decoders_are_compared_on_the_same_pictures() -> None:
+    kind = decoding.Kind("a.mp4", "libx264", 64, 64, 20, 10, 4)
+    (result,) = decoding.measure([kind], Path(__file__).parents[2], decoding.How(1, 28 * 28, 1))
+    assert set(result["frames"]) == {"pyav", "decord", "before, pyav", "before, decord"}
+    assert set(result["frames"].values()) == {4}
+    assert result["same_times"]
+    assert result["most_mean_difference"] < 3
+    assert decoding.table([result]).count("\n") == 3

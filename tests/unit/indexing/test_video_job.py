@@ -161,6 +161,15 @@ def test_distinct_notes_are_joined_and_the_note_stays_short() -> None:
     assert degraded.count("; ") + int(degraded.split()[-2]) == 51
 
 
+def test_damage_that_is_counted_on_is_said_once() -> None:
+    job, engine = config(), PlainEngine()
+    video = start(job, engine)
+    for window in plan_windows(150, job.windows):
+        note = f"{10 * window.number} of 1500 packets could not be decoded; ends at 9.0 s of 9.9 s"
+        video.add(replace(frames_of(window), damage=note), window)
+    assert video.finish().degraded == ("20 of 1500 packets could not be decoded; ends at 9.0 s of 9.9 s")
+
+
 def test_a_change_of_decoder_in_the_middle_is_said() -> None:
     job, engine = config(), PlainEngine()
     video = start(job, engine)

@@ -1,0 +1,179 @@
+"""What decoders conceal is counted, once per packet, and said or refused; sound files raise no alarm."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Literal
+
+import av
+import numpy as np
+import pytest
+
+from pipeline.config.sections import DecodingConfig, WindowsConfig
+from pipeline.decoding.pool import DecodePool
+from pipeline.decoding.sampling import FrameRequest
+from pipeline.errors import Reason
+from tests import media
+from tests.integration.test_decoding import decode, frames_of, reason_of
+from tests.integration.test_decoding_windows import all_of, clip
+
+TOTAL = 200
+REQUEST = FrameRequest("uniform", 32, 2.0, 28 * 28, 40 * 28 * 28)
+ORDERS: dict[str, tuple[Literal["decord", "pyav"], ...] | None] = {
+    "default": None,
+    "decord first": ("decord", "pyav"),
+}
+
+
+@pytest.fixture(scope="module")
+def pools() -> Iterator[dict[str, DecodePool]]:
+    with ExitStack() as closing:
+        yield {
+            name: closing.enter_context(DecodePool(DecodingConfig(decoders=order), REQUEST))
+            for name, order in ORDERS.items()
+        }
+
+
+@pytest.fixture(scope="module")
+def noisy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Files of 200 busy pictures, so that noise in a packet is noise in a picture."""
+    folder = tmp_path_factory.mktemp("noisy")
+    for name, codec in CODECS.items():
+        if media.has_encoder(codec):
+            busy_video(folder / name, codec)
+    return folder
+
+
+CODECS = {
+    "h264.mp4": "libx264",
+    "mpeg4.mp4": "mpeg4",
+    "mpeg2.mkv": "mpeg2video",
+    "prores.mov": "prores_ks",
+    "mjpeg.avi": "mjpeg",
+    "hevc.mp4": "libx265",
+    "av1.mp4": "libsvtav1",
+    "vp9.webm": "libvpx-vp9",
+    "vp8.webm": "libvpx",
+}
+FORMATS = {"mjpeg": "yuvj420p", "prores_ks": "yuv422p10le"}
+OPTIONS = {
+    "libx265": {"x265-params": "log-level=none:open-gop=1", "preset": "ultrafast"},
+    "libsvtav1": {"preset": "12"},
+    "libvpx-vp9": {"deadline": "realtime", "cpu-used": "8"},
+    "libvpx": {"deadline": "realtime", "cpu-used": "8"},
+}
+
+
+def busy_video(path: Path, codec: str, num_frames: int = TOTAL, **options: str) -> Path:
+    random = np.random.default_rng(0)
+    noise = random.integers(0, 128, (96, 128, 3), dtype=np.uint8)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25, options=OPTIONS.get(codec, {}) | options)
+        stream.height, stream.width, stream.gop_size = 96, 128, 25
+        stream.pix_fmt = FORMATS.get(codec, "yuv420p")
+        for index in range(num_frames):
+            moved = np.roll(noise, (2 * index, index), axis=(0, 1))
+            moved += random.integers(0, 64, (96, 128, 1), dtype=np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(moved, "rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_sound_files_raise_no_alarm(pools: dict[str, DecodePool], noisy: Path, name: str) -> None:
+    if not (noisy / name).exists():
+        pytest.skip("this PyAV cannot write it")
+    for pool in pools.values():
+        assert frames_of(decode(pool, noisy / name)).damage is None
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("name", ["h264.mp4", "mpeg4.mp4", "mpeg2.mkv", "prores.mov", "av1.mp4"])
+def test_a_file_of_which_much_is_concealed_is_corrupt(
+    pools: dict[str, DecodePool], noisy: Path, tmp_path: Path, name: str, order: str
+) -> None:
+    """libav raises nothing: it makes up what is missing, and only flags that."""
+    if not (noisy / name).exists():
+        pytest.skip("this PyAV cannot write it")
+    bad = media.damaged_video(noisy / name, tmp_path / name, first=50, last=110)
+    outcome = decode(pools[order], bad)
+    assert reason_of(outcome) is Reason.CORRUPT
+    assert "cannot be decoded, or only in parts" in str(outcome.error)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("name", ["h264.mp4", "mpeg4.mp4", "mpeg2.mkv", "mjpeg.avi"])
+def test_a_little_that_is_concealed_is_said(
+    pools: dict[str, DecodePool], noisy: Path, tmp_path: Path, name: str, order: str
+) -> None:
+    """MJPEG flags nothing: its decoder complains in the log."""
+    bad = media.damaged_video(noisy / name, tmp_path / name, first=80, last=85, share=0.8)
+    frames = frames_of(decode(pools[order], bad))
+    assert frames.damage is not None
+    assert f"of {TOTAL} p" in frames.damage
+    assert "of 32 sampled pictures may show the damage" in frames.damage
+    assert len(frames.data) == 32
+    assert np.diff(frames.pts_seconds).max() < 0.6, "no second comes silently from elsewhere"
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_what_a_decoder_only_complains_of_is_said(
+    pools: dict[str, DecodePool], noisy: Path, tmp_path: Path, order: str
+) -> None:
+    """HEVC flags nothing, and notices little of what it decodes wrongly."""
+    bad = media.damaged_video(noisy / "hevc.mp4", tmp_path / "a.mp4", first=50, last=110, fill=255)
+    damage = frames_of(decode(pools[order], bad)).damage
+    assert damage is not None
+    assert f"of {TOTAL} packets were decoded with errors; " in damage
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("name", ["hevc.mp4", "vp9.webm", "vp8.webm"])
+def test_holes_are_found_that_decoders_read_over(
+    pools: dict[str, DecodePool], noisy: Path, tmp_path: Path, name: str, order: str
+) -> None:
+    few = media.damaged_video(noisy / name, tmp_path / f"few-{name}", first=80, last=85, fill=0)
+    damage = frames_of(decode(pools[order], few)).damage
+    assert damage is not None
+    assert damage.startswith("5 of 200 pictures could be decoded only in parts; ")
+    many = media.damaged_video(noisy / name, tmp_path / f"many-{name}", first=60, last=80, fill=0)
+    assert reason_of(decode(pools[order], many)) is Reason.CORRUPT
+
+
+def test_damage_is_counted_once_however_many_windows_read_it(noisy: Path, tmp_path: Path) -> None:
+    """Each window decodes on from the keyframe before it; the third would have had too much."""
+    path = busy_video(tmp_path / "long.mp4", "libx264", 400, **{"x264-params": "keyint=200:scenecut=0"})
+    bad = media.damaged_video(path, tmp_path / "bad.mp4", first=210, last=218, share=1.0)
+    for length in (1.0, 3.0):
+        config = WindowsConfig(length_seconds=length, overlap_seconds=0.5)
+        for order in ORDERS.values():
+            with DecodePool(DecodingConfig(decoders=order), REQUEST, config) as pool:
+                notes = [frames_of(part).damage for part in all_of(pool, clip(bad))]
+            assert notes[0] is None
+            assert notes[-1] is not None
+            assert notes[-1].startswith("8 of 400 packets could not be decoded; ")
+
+
+def test_a_stretch_that_is_damaged_throughout_is_a_row_if_the_file_is_sound(
+    pools: dict[str, DecodePool], noisy: Path, tmp_path: Path
+) -> None:
+    """Damage is held against the packets of the file, not against those of a clip."""
+    bad = media.damaged_video(noisy / "h264.mp4", tmp_path / "a.mp4", first=100, last=109, share=1.0)
+    with DecodePool(DecodingConfig(), REQUEST) as pool:
+        (part,) = all_of(pool, clip(bad, 4.0, 4.9))
+    damage = frames_of(part).damage
+    assert damage is not None
+    assert damage.startswith("9 of 200 packets could not be decoded; ")
+
+
+def test_what_a_recording_shows_before_its_first_keyframe_is_no_damage(
+    pools: dict[str, DecodePool], tmp_path: Path
+) -> None:
+    path = media.write_video(tmp_path / "whole.ts", num_frames=96, gop=24)
+    content = path.read_bytes()
+    with av.open(str(path)) as container:
+        second = [packet.pos for packet in container.demux(video=0) if packet.size][4]
+    (tmp_path / "late.ts").write_bytes(content[:564] + content[second:])
+    assert frames_of(decode(pools["default"], tmp_path / "late.ts")).damage is None
