@@ -93,10 +93,9 @@ class GpuWorker:
         self._coordinator.register(self._worker_id)
         if self._config.model.engine is None:  # another engine need not know torch at all
             use_threads(workers.threads or max(1, int(workers.num_cpus)))
-        self._indexer = load_indexer(
-            self._config, run_id=self._run.run_id, model_revision=self._run.model_revision
-        )
-        self._indexer.try_out()
+        indexer = load_indexer(self._config, run_id=self._run.run_id, model_revision=self._run.model_revision)
+        indexer.try_out()
+        self._indexer = indexer
         self._coordinator.ready(self._worker_id)
 
     def work(self) -> None:

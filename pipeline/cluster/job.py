@@ -103,7 +103,6 @@ class _Driver:
         actor = ray.remote(GpuWorker).options(**options).remote(*arguments)
         self._actors[worker_id] = actor
         self._pending[actor.load.remote()] = (worker_id, "load")
-        self._pending[actor.work.remote()] = (worker_id, "work")
 
     def _take_ended(self, progress: Progress) -> None:
         """Look at every call that has ended; waits up to a tick for the first."""
@@ -123,9 +122,13 @@ class _Driver:
                 self._note_success(worker_id, call)
 
     def _note_success(self, worker_id: str, call: str) -> None:
-        if call == "load":
+        actor = self._actors.get(worker_id)
+        if actor is None:
+            return
+        if call == "load":  # not before: a worker that could not load must not begin, nor leave as if done
             self._fleet.ready(worker_id)
-        elif worker_id in self._actors:
+            self._pending[actor.work.remote()] = (worker_id, "work")
+        else:
             self._fleet.left(worker_id)
             ray.kill(self._actors.pop(worker_id))
 
