@@ -143,7 +143,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--frames", type=int, default=32)
     parser.add_argument("--max-pixels", type=int, default=256 * 28 * 28)
     parser.add_argument("--bytes-in-flight", type=int, default=DecodingConfig().bytes_in_flight)
-    parser.add_argument("--decoders", nargs="+", default=["decord", "pyav"])
+    parser.add_argument("--decoders", nargs="+", default=["pyav", "decord"])
     parser.add_argument("--video", type=Path, help="a file of your own instead of one that is made")
     parser.add_argument("-o", "--output", type=Path)
     return parser.parse_args(arguments)
