@@ -262,6 +262,7 @@ def _print_row(console: Console, row: VideoRow, seconds: float, settings: str) -
             ),
             ("model", row.model),
             ("settings", settings),
+            *([("degraded", row.degraded)] if row.degraded else []),
         ],
     )
 

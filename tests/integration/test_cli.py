@@ -165,3 +165,12 @@ def test_caption_refuses_a_model_that_cannot_answer_before_the_video(corpus: Pat
     assert done.returncode == 2, done.stdout + done.stderr
     assert "no chat template" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_caption_says_what_is_wrong_with_the_file(corpus: Path, tmp_path: Path) -> None:
+    path = tmp_path / "joined.mp4"
+    path.write_bytes((corpus / "h264.mp4").read_bytes() * 2)
+    done = flashvid("caption", path, "frames.baseline=2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "another file begins at byte" in " ".join(done.stdout.split())
