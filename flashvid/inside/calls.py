@@ -91,7 +91,10 @@ def keyword(module: nn.Module, kwargs: Mapping[str, Any], name: str) -> Any:
 
 
 def hidden_of(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-    """The hidden states, which alone may be given without a name. Raises UnknownCallError."""
+    """The hidden states, which alone may be given without a name: (B, S, D), in a tower (S, D), float dtype.
+
+    Raises UnknownCallError where more than one argument has no name.
+    """
     if len(args) > 1:
         _refuse(type(module), f"was called with {len(args)} arguments without a name, need at most 1")
     hidden: Tensor = args[0] if args else keyword(module, kwargs, "hidden_states")

@@ -166,8 +166,9 @@ def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_configuration_too_large_for_a_command_is_refused() -> None:
+    questions = [f"{number}: {'long ' * 2_000}" for number in range(15)]
     with pytest.raises(UserError, match=r"can carry 100000: put questions into a manifest"):
-        Submission(load_config(DEMO, values={"prompts.caption": "long " * 30_000})).entrypoint()
+        Submission(load_config(DEMO, values={"prompts.questions": questions})).entrypoint()
 
 
 @pytest.mark.parametrize(
