@@ -102,7 +102,8 @@ def wait_for_rows(config: JobConfig, num_rows: int, driver: subprocess.Popen[byt
 def test_killed_with_its_driver_and_resumed(
     corpus: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    slow = "prompts.caption_max_new_tokens=64"  # so that the run is not over before it can be killed
+    # so that the run is not over before it can be killed
+    slow = f"prompts.questions={[f'{number}: what flashes ?' for number in range(100)]}"
     config = make_config(corpus, tmp_path / "out", slow)
     command = [sys.executable, "-c", DRIVER, str(corpus), config.output.uri, slow]
     driver = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
