@@ -35,6 +35,7 @@ __all__ = [
     "part_name",
     "sequence_of",
     "stamp_of",
+    "stamp_text",
 ]
 
 # Key of file metadata: "<microseconds>:<rows>" and so on, with "?" behind what is not sure.
@@ -53,7 +54,12 @@ def is_part(name: str) -> bool:
 
 def part_name(at_us: int) -> str:
     """A fresh base name of a part that is committed at a time; parts sort by it."""
-    return f"part-{(_EPOCH + at_us * _MICROSECOND).strftime(_STAMP)}-{uuid.uuid4().hex[:12]}.parquet"
+    return f"part-{stamp_text(at_us)}-{uuid.uuid4().hex[:12]}.parquet"
+
+
+def stamp_text(at_us: int) -> str:
+    """A time, microseconds since the epoch, as the names of parts have it."""
+    return (_EPOCH + at_us * _MICROSECOND).strftime(_STAMP)
 
 
 def stamp_of(name: str) -> int:

@@ -30,7 +30,7 @@ from pipeline.output.merge_records import (
     retired_folders,
     write_merge,
 )
-from pipeline.output.parts import METADATA, WRITING, open_part, row_groups
+from pipeline.output.parts import METADATA, WRITING, check_no_copies, open_part, row_groups
 from pipeline.output.seals import seal_file
 from pipeline.output.status import existing_store
 from pipeline.output.store import FAILURES, OutputStore
@@ -89,7 +89,7 @@ def compact(
     min_parts: fewer small parts in a row are left as they are. keep_seconds: how long what was replaced is
     kept for readers that listed it before; the next compact or run then removes it.
     Memory: one row group of 64 MB or 10,000 rows, and the footers. Raises UserError where a run holds the
-    output, where a part is damaged (it stays, and is not merged), and where the disk is full.
+    output, where a part is damaged (it stays, and is not merged) or there twice, and where the disk is full.
     """
     with telling(uri):
         return _compact(uri, table, target_rows, min_parts, keep_seconds)
@@ -114,7 +114,8 @@ def _compact_folder(
     store: OutputStore, folder: str, target_rows: int, min_parts: int, due_at: float
 ) -> FolderReport:
     before = store.parts(folder)
-    footers = read_footers(store, folder, before)
+    footers = list(read_footers(store, folder, before))
+    check_no_copies(store.storage, folder, ((one.entry.name, one.commits) for one in footers))
     groups = plan_groups(footers, target_rows, min_parts, across=folder == FAILURES)
     if groups and not (store.storage.is_local and _exchange(store, folder, groups, due_at)):
         for group in groups:

@@ -18,9 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import UserError
+from pipeline.output.commit_order import Commit
 from pipeline.output.keyset import SortedDigests, digests_of
 from pipeline.output.merge_records import read_merges, replaced
-from pipeline.output.parts import WRITING, map_parts, open_part, row_groups
+from pipeline.output.parts import WRITING, check_no_copies, map_parts, open_part, row_groups
 from pipeline.output.schemas import video_schema
 from pipeline.output.status import existing_store
 from pipeline.output.store import FAILURES, OutputStore, again_if_merged
@@ -48,6 +49,7 @@ class _Facts:
     rows: int
     schema: pa.Schema
     digests: bytes
+    commits: tuple[Commit, ...]
 
 
 def export(uri: str, table: str, target: str, latest: bool = False) -> ExportReport:
@@ -55,7 +57,8 @@ def export(uri: str, table: str, target: str, latest: bool = False) -> ExportRep
 
     latest: of each video_id only the row committed last.
     Memory: one row group, and about 60 bytes a row with ``latest``. Raises UserError for a target that lies
-    where readers would take it for a part of the output, for a table without rows, and for a damaged part.
+    where readers would take it for a part of the output, for a table without rows, and for a part that
+    is damaged or there twice.
     """
     with telling(uri):
         store = existing_store(uri, table)
@@ -70,6 +73,8 @@ def export(uri: str, table: str, target: str, latest: bool = False) -> ExportRep
 def _export(store: OutputStore, target: str, latest: bool) -> ExportReport:
     entries = _entries(store)
     facts = list(map_parts(lambda entry: _facts(store, entry, latest), entries))
+    named = ((entry.name, fact.commits) for entry, fact in zip(entries, facts, strict=True))
+    check_no_copies(store.storage, store.table, named)
     rows_read = sum(fact.rows for fact in facts)
     schema = _common_schema(store, [fact.schema for fact in facts])
     mask = _last(facts) if latest else np.ones(rows_read, np.bool_)
@@ -146,8 +151,9 @@ def _entries(store: OutputStore) -> list[StoredFile]:
 def _facts(store: OutputStore, entry: StoredFile, latest: bool) -> _Facts:
     with open_part(store.storage, store.table, entry, whole=store.storage.is_local) as part:
         rows, schema = part.metadata.num_rows, part.schema_arrow.remove_metadata()
+        commits = part.commits_of(entry)
     tables = store.iter_part(store.table, entry, ("video_id",)) if latest else ()
-    return _Facts(rows, schema, b"".join(digests_of(table["video_id"]) for table in tables))
+    return _Facts(rows, schema, b"".join(digests_of(table["video_id"]) for table in tables), commits)
 
 
 def _last(facts: Sequence[_Facts]) -> NDArray[np.bool_]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.output.commit_order import Commit, commits_of
+from pipeline.output.commit_order import Commit
 from pipeline.output.parts import METADATA, map_parts, open_part
 from pipeline.output.store import OutputStore
 from pipeline.stores import StoredFile
@@ -93,9 +93,8 @@ def read_footers(store: OutputStore, folder: str, entries: Sequence[StoredFile])
             schema = part.schema_arrow
             fingerprint = _fingerprint(part)
             bare = schema.remove_metadata().serialize().to_pybytes()
-            rows = part.metadata.num_rows
-            commits = commits_of(schema.metadata, entry.name, rows)
-            return Footer(entry, rows, (fingerprint, bare) if fingerprint else None, commits)
+            kind = (fingerprint, bare) if fingerprint else None
+            return Footer(entry, part.metadata.num_rows, kind, part.commits_of(entry))
 
     return map_parts(footer, entries)
 

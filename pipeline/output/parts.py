@@ -16,7 +16,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import PipelineError, UserError
-from pipeline.output.commit_order import COMMITS, Commit, Made, commits_of, dated, described
+from pipeline.output.commit_order import (
+    COMMITS,
+    Commit,
+    Made,
+    commits_of,
+    dated,
+    described,
+    stamp_of,
+    stamp_text,
+)
 from pipeline.output.keyset import valid_text
 from pipeline.output.schemas import FAILURE_SCHEMA, VIDEO_SCHEMA
 from pipeline.output.seals import look_at_seal, seal_bytes
@@ -30,6 +39,7 @@ __all__ = [
     "Part",
     "PartBuffer",
     "PartGoneError",
+    "check_no_copies",
     "encode_failures",
     "encode_rows",
     "encode_table",
@@ -184,6 +194,11 @@ class Part(pq.ParquetFile):  # type: ignore[misc]
 
     is_sealed = False
 
+    def commits_of(self, entry: StoredFile) -> tuple[Commit, ...]:
+        """The commits that its rows are of, in their order."""
+        metadata: Any = self.metadata  # of the file: its schema takes longer to make
+        return commits_of(metadata.metadata, entry.name, metadata.num_rows)
+
 
 @contextmanager
 def open_part(storage: Storage, folder: str, entry: StoredFile, *, whole: bool = False) -> Iterator[Part]:
@@ -201,6 +216,8 @@ def open_part(storage: Storage, folder: str, entry: StoredFile, *, whole: bool =
                 raise pa.ArrowInvalid(_CHANGED[seal])
             part = Part(file, **CHECKED)
             part.is_sealed = seal == "sound"
+            if (said := part.commits_of(entry)) and said[-1].at_us != stamp_of(entry.name):
+                raise pa.ArrowInvalid(_told_renamed(said[-1].at_us))
             yield part
     except FileNotFoundError:
         raise PartGoneError(
@@ -262,7 +279,8 @@ def iter_part(
     Raises UserError that names the part where it cannot be read or lacks a column.
     """
     with open_part(storage, folder, entry, whole=whole) as part:
-        lacking = [name for name in columns or () if name not in part.schema_arrow.names]
+        there = part.schema_arrow.names
+        lacking = [name for name in columns or () if name not in there]
         if lacking:
             path = storage.path(f"{folder}/{entry.name}")
             raise _unreadable(path, f"it has no column {lacking[0]!r}")
@@ -276,7 +294,7 @@ def tables_of(
     tables = _row_groups_of(part, columns)
     if made is None:
         return tables
-    return dated(tables, commits_of(part.schema_arrow.metadata, entry.name, part.metadata.num_rows), made)
+    return dated(tables, part.commits_of(entry), made)
 
 
 def _row_groups_of(part: pq.ParquetFile, columns: Sequence[str] | None) -> Iterator[pa.Table]:
@@ -306,6 +324,22 @@ def row_groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
         yield pa.concat_tables(waiting).combine_chunks()
 
 
+def check_no_copies(storage: Storage, folder: str, parts: Iterable[tuple[str, Sequence[Commit]]]) -> None:
+    """Refuse what would count rows twice for good: parts, by name, that are of the same commit.
+
+    Raises UserError with the names of two.
+    """
+    names: dict[int, str] = {}
+    for name, commits in parts:
+        for commit in commits:
+            if commit.is_sure and (other := names.setdefault(commit.at_us, name)) != name:
+                raise UserError(
+                    f"{other} and {name} in {storage.path(folder)!r} both hold the rows that were committed "
+                    f"at {stamp_text(commit.at_us)}: one is a copy of the other, or was merged into it; move "
+                    "the one that was put there by hand out of the folder"
+                )
+
+
 def map_parts(work: Callable[[StoredFile], T], entries: Sequence[StoredFile]) -> Iterator[T]:
     """What ``work`` makes of each part, in their order; several are read at once, few ahead of the caller."""
     waiting: deque[Future[T]] = deque()
@@ -322,9 +356,17 @@ def map_parts(work: Callable[[StoredFile], T], entries: Sequence[StoredFile]) ->
                 future.cancel()
 
 
+def _told_renamed(at_us: int) -> str:
+    return (
+        f"its last rows were committed at {stamp_text(at_us)}, and its name says otherwise: it was renamed, "
+        "or lies in the place of another part, and what is latest goes by the names"
+    )
+
+
 def _unreadable(path: str, why: object) -> UserError:
+    words = " ".join("".join(sign if sign.isprintable() else " " for sign in str(why)).split())
     return UserError(
-        f"cannot read part {path!r} ({why}); move it out of the folder, and its videos are done again"
+        f"cannot read part {path!r} ({words}); move it out of the folder, and its videos are done again"
     )
 
 

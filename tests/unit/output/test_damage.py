@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -293,3 +294,68 @@ def test_a_seal_in_memory_and_on_disk_are_the_same(tmp_path: Path) -> None:
     assert look(seal_bytes(plain)) == "sound"
     assert look(plain) == "none"
     assert look(b"") == look(b"PAR1") == look(plain[:30]) == look(b"\xff" * 300) == "none"
+
+
+def exchanged(store: OutputStore) -> None:
+    first, second = part_of(store), part_of(store, number=1)
+    content = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(content)
+
+
+def renamed(store: OutputStore) -> None:
+    path = part_of(store)
+    path.rename(path.with_name(part_name(int(time.time() * 1e6) + 60_000_000)))
+
+
+def of_another_output(store: OutputStore) -> None:
+    other = OutputStore(f"{store.storage.uri}-other")
+    other.bind(FINGERPRINT, {})
+    other.write_rows([make_row(number) for number in range(40, 44)])
+    part_of(store).write_bytes(part_of(other).read_bytes())
+
+
+@pytest.mark.parametrize("merged", [False, True])
+@pytest.mark.parametrize("change", [exchanged, renamed, of_another_output])
+def test_sound_parts_under_other_names_are_found(
+    store: OutputStore, tmp_path: Path, change: Callable[[OutputStore], None], merged: bool
+) -> None:
+    store.write_rows([make_row(0, version="later"), make_row(50)])
+    if merged:
+        compact(store.storage.uri, target_rows=17, keep_seconds=0)
+        store.write_rows([make_row(1, version="later still")])
+    assert verify_output(store.storage.uri).ok
+    change(store)
+    said = r"its last rows were committed at \S+Z, and its name says otherwise"
+    (problem, *_) = verify_output(store.storage.uri).problems
+    assert re.search(said, problem)
+    for read in readers(store, tmp_path).values():
+        with pytest.raises(UserError, match=said):
+            read()
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_a_part_that_is_there_twice_is_neither_merged_nor_exported(
+    store: OutputStore, tmp_path: Path, merged: bool
+) -> None:
+    path = part_of(store)
+    content, twin = path.read_bytes(), path.with_name(f"{path.name.rpartition('-')[0]}-0123456789ab.parquet")
+    if merged:  # it is put back beside the one that has its rows
+        compact(store.storage.uri, keep_seconds=0)
+    twin.write_bytes(content)
+    assert "videos indexed more than once" in verify_output(store.storage.uri).problems[0]
+    for read in (readers(store, tmp_path)[name] for name in ("export", "export --latest", "compact")):
+        with pytest.raises(UserError, match="one is a copy of the other, or was merged into it") as told:
+            read()
+        assert twin.name in str(told.value)
+    twin.unlink()
+    assert verify_output(store.storage.uri).ok
+    assert export(store.storage.uri, "videos", str(tmp_path / "all.parquet")).rows == 16
+
+
+def test_a_message_about_a_damaged_part_is_one_line(store: OutputStore) -> None:
+    path = part_of(store)
+    path.write_bytes(path.read_bytes()[100:])
+    with pytest.raises(UserError) as told:
+        read_status(store.storage.uri)
+    assert str(told.value).isprintable()
