@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
@@ -19,7 +20,8 @@ MAX_ID_CHARS = 512
 MAX_QUESTIONS = 1000
 MAX_SHOWN_CHARS = 200
 # How a list of questions begins in JSON, or in what Python prints; "{what} is this?" and "[1] …" do not.
-_JSON = re.compile(r"""\s*\[\s*(["'{\[\]]|null)|\s*\{\s*["'}]""")
+_JSON = re.compile(r"""[\s\ufeff]*(\[\s*(["'{\[\]]|null|(None|nan|True|False)\s*[,\]])|\{\s*["'}])""")
+_NO_VALUES = ("nan", "none", "null", "<na>", "nat")  # how other tools write an empty cell as text
 _TRUE, _FALSE = ("true", "yes", "1", "t", "y"), ("false", "no", "0", "f", "n")
 
 
@@ -72,7 +74,7 @@ class Fields:
     def version(self, values: Mapping[str, Any]) -> str | None:
         """The row's own version, if it has one."""
         name = self.names.version_column
-        value = values.get(name)
+        value = _given(values.get(name))
         if value is None:
             return None
         version = value if isinstance(value, bytes | str) else str(value)
@@ -114,14 +116,15 @@ class Fields:
     def questions(self, values: Mapping[str, Any]) -> tuple[Question, ...]:
         """The row's own questions: a text, a list of texts or of {id, text}, or that list as JSON.
 
-        A text that begins as JSON does ('["', '[{', '{"' …) must be JSON; any other is the question itself.
-        An empty text or list is none.
+        A text that begins as JSON does ('["', '[{', '{"' …) must be JSON, and one that is a list or an object
+        in JSON is taken for that ('[1, 2]'); any other is the question itself. An empty text or list is none,
+        NaN too; the word "nan" and its like are refused: who writes them means no question.
         """
         name = self.names.questions_column
-        value = values.get(name)
+        value = _given(values.get(name))
         if isinstance(value, str | bytes):
             text = text_of(name, value)
-            value = _from_json(name, text) if _JSON.match(text) else [text] if text.strip() else None
+            value = self._from_text(name, text) if text.strip() else None
         if value is None:
             return ()
         items = [value] if isinstance(value, Mapping) else value
@@ -131,6 +134,17 @@ class Fields:
         if len({question.question_id for question in found}) < len(found):
             raise FieldError(name, value, "the ids of a row's questions must differ")
         return found
+
+    def _from_text(self, column: str, text: str) -> Any:
+        if _JSON.match(text):
+            return _from_json(column, text)
+        if text.strip().lower() in _NO_VALUES:
+            rule = 'says that there is no value; leave the field empty, or to ask just this: ["…"]'
+            raise FieldError(column, text, rule)
+        if text.lstrip().startswith(("[", "{")):
+            with contextlib.suppress(ValueError, RecursionError):
+                return json.loads(text)
+        return [text]
 
     def _question(self, column: str, item: Any, number: int) -> Question:
         fields = dict(item) if isinstance(item, Mapping) else {"text": item}
@@ -155,6 +169,11 @@ class Fields:
         return tuple((name, _convert(name, values.get(name), kind)) for name, kind in self.columns.items())
 
 
+def _given(value: Any) -> Any:
+    """None for NaN, which is how pandas, and JSON of its rows, say that there is no text."""
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
 def text_of(column: str, value: Any) -> str:
     """A value that must be text. Raises FieldError."""
     if isinstance(value, bytes):
@@ -177,6 +196,7 @@ def _from_json(column: str, value: str) -> Any:
 
 
 def _convert(column: str, value: Any, kind: str) -> Any:
+    value = _given(value) if kind == "string" else value
     return None if value is None else _CONVERTERS[kind](column, value)
 
 

@@ -131,10 +131,32 @@ def test_an_empty_cell_of_questions_is_none(videos: Path, kind: str, empty: str 
     assert second.questions == (Question("own1", "Who?"),)
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_nan_is_no_text(videos: Path, kind: str) -> None:
+    """Of pandas, and of JSON that is made from its rows."""
+    nan = float("nan")
+    (ref,) = refs(
+        write(videos / f"m.{kind}", [{"uri": "videos/a.mp4", "questions": nan, "version": nan, "x": nan}]),
+        columns={"x": "string"},
+    )
+    assert (ref.problem, ref.questions, ref.extra) == (None, (), (("x", None),))
+    assert ref.version.startswith("5-")
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "text",
-    ["{what} is this?", "[1] what is this?", "{ 1 } or", "[music] who sings?", " {x", "[x]"],
+    [
+        "{what} is this?",
+        "[1] what is this?",
+        "{ 1 } or",
+        "[music] who sings?",
+        " {x",
+        "[x]",
+        "[1, 2] or 3?",
+        "[None of them]",
+        "None?",
+    ],
 )
 def test_a_question_may_begin_with_a_bracket(videos: Path, kind: str, text: str) -> None:
     (ref,) = refs(write(videos / f"m.{kind}", [{"uri": "videos/a.mp4", "questions": text}]))
@@ -219,6 +241,14 @@ def test_questions_as_json_text_and_as_structs(videos: Path) -> None:
         ({"uri": "a.mp4", "questions": "{'text': 'x'}"}, "begins as JSON does, and is none"),
         ({"uri": "a.mp4", "questions": ["x", "y" * 16_385]}, "has 16385 characters, more than corpus.max_"),
         ({"uri": "a.mp4", "questions": [{"id": "i" * 513, "text": "x"}]}, "must have at most 512 characters"),
+        ({"uri": "a.mp4", "questions": "[1, 2]"}, "questions=1: a question is a text"),
+        ({"uri": "a.mp4", "questions": " [true]"}, "questions=True: a question is a text"),
+        ({"uri": "a.mp4", "questions": '["x", 1]'}, "questions=1: a question is a text"),
+        ({"uri": "a.mp4", "questions": "[None]"}, "begins as JSON does, and is none"),
+        ({"uri": "a.mp4", "questions": "[nan, 'x']"}, "begins as JSON does, and is none"),
+        ({"uri": "a.mp4", "questions": '\ufeff["x"]'}, "begins as JSON does, and is none"),
+        ({"uri": "a.mp4", "questions": "NaN"}, "says that there is no value; leave the field empty"),
+        ({"uri": "a.mp4", "questions": "None "}, "says that there is no value; leave the field empty"),
         ({"uri": "a.mp4", "questions": "[" * 100_000}, "begins as JSON does, and is none"),
         ({"uri": "a.mp4", "questions": [{"id": "a", "text": "x"}, {"id": "a", "text": "y"}]}, "must differ"),
         ({"uri": "a.mp4", "n": "1.5"}, "n='1.5': must be a whole number of 64 bits"),
