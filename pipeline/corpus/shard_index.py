@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -26,6 +26,8 @@ __all__ = [
     "build_index",
     "cache_name",
     "from_bytes",
+    "is_json",
+    "json_members",
     "metadata_of",
     "to_bytes",
 ]
@@ -33,6 +35,7 @@ __all__ = [
 MAX_MEMBERS = 200_000
 MAX_JSON_BYTES = 2**20
 _FORMAT = "2"
+_JSON = ".json"
 _SCHEMA = pa.schema(
     [
         pa.field("name", pa.binary(), nullable=False),  # names need not be text
@@ -76,14 +79,25 @@ class ShardIndex:
     problem: Problem | None = None
 
 
-def metadata_of(name: str, among: Container[str]) -> str | None:
+def json_members(names: Collection[str]) -> dict[str, str]:
+    """The .json members among some by what is before that suffix; of two, the one in small letters."""
+    found = {name[: -len(_JSON)]: name for name in names if is_json(name) and not name.endswith(_JSON)}
+    return found | {name[: -len(_JSON)]: name for name in names if name.endswith(_JSON)}
+
+
+def is_json(name: str) -> bool:
+    """Whether a member is named as JSON is, in letters of either size, as videos may be."""
+    return name.lower().endswith(_JSON)
+
+
+def metadata_of(name: str, among: Mapping[str, str]) -> str | None:
     """The .json that belongs to a member: of its own stem, else of its WebDataset sample.
 
     ``2024.05.01_x.mp4`` has ``2024.05.01_x.json``. A sample is named up to the first dot of the base name, so
-    without a JSON of their own ``a.mp4`` and ``a.low.mp4`` have ``a.json``.
+    without a JSON of their own ``a.mp4`` and ``a.low.mp4`` have ``a.json``. ``among``: of ``json_members``.
     """
-    own, sample = f"{_stem(name)}.json", f"{_sample(name)}.json"
-    return next((one for one in (own, sample) if one != name and one in among), None)
+    beside = (among.get(stem, name) for stem in (_stem(name), _sample(name)))
+    return next((one for one in beside if one != name), None)
 
 
 def _stem(name: str) -> str:
@@ -123,17 +137,21 @@ def _indexed(reader: RangeReader, member: Member, wanted: frozenset[str]) -> Ind
     is_marked = may_be_apple_double(member.name) and not member.is_sparse
     if is_marked and is_apple_double(reader.read(member.offset, min(MAGIC_BYTES, member.num_bytes))):
         return Indexed(member, is_apple_double=True)
-    if not wanted or member.name != f"{_sample(member.name)}.json":
+    if not wanted or not _is_sample_json(member.name):
         return Indexed(member)
     return _read_json(reader, member, wanted)
 
 
 def _read_dotted(reader: RangeReader, found: dict[str, Indexed], wanted: frozenset[str]) -> None:
     """Read what has dots in its name only where a member has it for its own: others may be anything."""
-    owned = {f"{_stem(name)}.json" for name in found if not name.endswith(".json")}
-    for name in owned.intersection(found):
-        if name != f"{_sample(name)}.json" and not found[name].is_apple_double:
+    stems = {_stem(name) for name in found if not is_json(name)}
+    for name in [name for name in found if is_json(name) and name[: -len(_JSON)] in stems]:
+        if not _is_sample_json(name) and not found[name].is_apple_double:
             found[name] = _read_json(reader, found[name].member, wanted)
+
+
+def _is_sample_json(name: str) -> bool:
+    return is_json(name) and name[: -len(_JSON)] == _sample(name)
 
 
 def _read_json(reader: RangeReader, member: Member, wanted: frozenset[str]) -> Indexed:

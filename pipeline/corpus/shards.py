@@ -23,6 +23,8 @@ from pipeline.corpus.shard_index import (
     build_index,
     cache_name,
     from_bytes,
+    is_json,
+    json_members,
     metadata_of,
     to_bytes,
 )
@@ -151,12 +153,13 @@ def _refs(
     shard: Entry, index: ShardIndex, fields: Fields, admits: Callable[[str], bool], passed: PassedOver
 ) -> Iterator[VideoRef]:
     named = {one.member.name: one for one in index.members if not one.is_apple_double}
-    unused = {name for name in named if name.endswith(".json")}
+    metadata = json_members(named)
+    unused = {name for name in named if is_json(name)}
     for one in index.members:
         name = one.member.name
         is_asked_for = admits(name)
         if is_asked_for or name.lower().endswith(_VIDEO_SUFFIXES):
-            beside = metadata_of(name, named)
+            beside = metadata_of(name, metadata)
             unused -= {name, beside}
         if is_asked_for and one.is_apple_double:
             passed.not_videos += 1

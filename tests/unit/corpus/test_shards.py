@@ -350,14 +350,17 @@ def titled(title: str) -> bytes:
         ({"a.mp4": "", "text.json": "x", "text.jpg": ""}, [None], 1),
         ({"a.mp4": "", "left.out.MKV": "", "left.out.json": "x"}, [None], 0),
         ({".mp4": "", ".json": "x"}, ["x"], 0),
+        ({"A.MP4": "", "A.JSON": "A", "b.mp4": "", "b.Json": "b"}, ["A", "b"], 0),
+        ({"a.b.MP4": "", "a.b.JSON": "own", "c.JSON": "x"}, ["own"], 1),
+        ({"a.mp4": "", "a.JSON": "large", "a.json": "small"}, ["small"], 1),
         ({"x/a.b.mp4": "", "a.b.json": "x", "x.y/a.mp4": "", "x.y/a.json": "y"}, [None, "y"], 1),
     ],
 )
 def test_the_json_of_a_name_with_dots_is_its_own(
     tmp_path: Path, json_first: bool, members: dict[str, str], titles: list[str | None], num_unused: int
 ) -> None:
-    order = sorted(members, key=lambda name: name.endswith(".json") != json_first)
-    bodies = {name: titled(members[name]) if name.endswith(".json") else BODY for name in order}
+    order = sorted(members, key=lambda name: name.lower().endswith(".json") != json_first)
+    bodies = {name: titled(members[name]) if name.lower().endswith(".json") else BODY for name in order}
     (tmp_path / "0.tar").write_bytes(tar(bodies))
     cache = Cache()
     for columns in (["title"], ["title"], []):  # made, kept, and where nothing is read of it
