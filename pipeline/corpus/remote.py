@@ -207,8 +207,9 @@ class _PagedListing(_RemoteListing):
             is_marker = path.endswith("/") and not item["Size"]  # what consoles make for a folder
             if is_marker or (self._skip and self._is_skipped(path)):
                 continue
-            if (self._glob is None or self._glob.match(path)) and admits(path[cut:].rstrip("/")):
-                yield self._entry(path, {"size": item["Size"], **item}, path[cut:])
+            relative = path[cut:].rstrip("/") or path.rstrip("/").rpartition("/")[2]  # the key asked for
+            if (self._glob is None or self._glob.match(path)) and admits(relative):
+                yield self._entry(path, {"size": item["Size"], **item}, relative)
 
     def _items(self, **named: Any) -> Iterator[Mapping[str, Any]]:
         while True:

@@ -168,6 +168,8 @@ def test_a_key_that_ends_in_a_slash_is_itself(s3: Any, tmp_path: Path) -> None:
             pass
     assert error.value.reason is Reason.NOT_FOUND
     assert names("s3://films/v/") == ["v/a.mp4", "v/a.mp4/", "v/a.mp4//", "v/full/b.mp4"]
+    assert names("s3://films/v/a.mp4/") == ["v/a.mp4/", "v/a.mp4//"], "the key itself, and what is below it"
+    assert names("s3://films/v/a.mp4") == ["v/a.mp4"]
 
 
 def test_a_glob_asks_for_no_more_than_its_beginning(s3: Any, server: tuple[str, Traffic]) -> None:
