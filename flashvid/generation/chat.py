@@ -21,6 +21,7 @@ class VideoChat:
     """A tokenizer's chat with one video, which comes first, and one question; no system prompt of ours.
 
     Texts are data: a name of a control token in one, such as ``<|im_end|>``, is read as its letters.
+    ``end_tokens``: what ends an answer, to the generation config or to the tokenizer.
     """
 
     def __init__(
@@ -28,7 +29,8 @@ class VideoChat:
     ) -> None:
         self._adapter = adapter
         self._tokenizer = tokenizer
-        reserved = (adapter.video_token_id, adapter.image_token_id, *adapter.eos_token_ids)
+        self.end_tokens = _end_tokens(adapter, tokenizer)
+        reserved = (adapter.video_token_id, adapter.image_token_id, *self.end_tokens)
         self._text = PlainText(tokenizer, reserved)
         self._vision = vision
         self._positions = positions
@@ -80,6 +82,7 @@ class VideoChat:
         empty, chat = self._render(_STAND_IN, num_videos), self._render(text, num_videos)
         wanted = self._text.control_in(self._text.read(empty))
         self._check_placeholders(wanted, num_videos)
+        self._check_prompt(empty)
         ids = self._text.read(chat)
         return ids if self._text.control_in(ids) == wanted else self._joined(empty, chat)
 
@@ -104,15 +107,32 @@ class VideoChat:
                 f"need exactly {num_videos} and 0; it must know videos: use the template of the checkpoint"
             )
 
+    def _check_prompt(self, empty: str) -> None:
+        if _STAND_IN not in empty.lower():
+            raise ValueError(
+                "the chat template leaves the prompt out, so that every question would have the same answer; "
+                "use the template of the checkpoint"
+            )
+        if (ids := self._text.read(empty.rstrip())) and ids[-1] in self.end_tokens:
+            raise ValueError(
+                "the chat template ends with the end of a turn and begins no answer: it has no generation "
+                "prompt, such as <|im_start|>assistant; use the template of the checkpoint"
+            )
+
     def _joined(self, empty: str, chat: str) -> list[int]:
         """The template's control tokens, and between two of them all that has the text in it, as text."""
-        head, _, tail = empty.partition(_STAND_IN)
-        if not (chat.startswith(head) and chat.endswith(tail) and len(chat) >= len(head) + len(tail)):
+        first, *others = pieces = empty.split(_STAND_IN)
+        width = (len(chat) - sum(map(len, pieces))) // max(1, len(others))  # of the text, maybe trimmed
+        text = chat[len(first) : len(first) + max(0, width)]
+        if not others or text.join(pieces) != chat:
             raise ValueError(
                 "the chat template does not keep a prompt that holds names of control tokens in one piece; "
                 "use the template of the checkpoint, or leave those names out"
             )
-        before, lead = self._text.before(head)
-        trail, after = self._text.after(tail)
-        middle = chat[len(head) : len(chat) - len(tail)]
-        return before + self._text.encode(lead + middle + trail) + after
+        return self._text.filled(empty, _STAND_IN, text)
+
+
+def _end_tokens(adapter: Qwen25VLAdapter, tokenizer: Any) -> tuple[int, ...]:
+    """A generation config may lack the token that ends a turn: then answers would run on into others."""
+    found = (*adapter.eos_token_ids, tokenizer.eos_token_id)
+    return tuple(dict.fromkeys(int(token) for token in found if token is not None))

@@ -29,6 +29,7 @@ from flashvid.generation.answers import (
 )
 from flashvid.generation.arguments import GREEDY, Arguments, check_embedded
 from flashvid.generation.chat import VideoChat
+from flashvid.generation.finite import FiniteScores
 from flashvid.generation.reports import budget_tokens
 from flashvid.generation.timing import Clock, FirstToken
 from flashvid.inside import (
@@ -126,11 +127,13 @@ class Engine:
         """Greedy answers to every prompt about one video, in their order; deterministic.
 
         ``max_new_tokens``: one limit for all prompts or one for each. Of the model's generation config the
-        end tokens, penalties and bans hold, not what would sample, search, stop early or prolong.
+        end tokens, penalties and bans hold, not what would sample, search, stop early or prolong; the
+        tokenizer's end token ends an answer too.
         ``baseline_tokens``: visual tokens that the language model may see at most, per layer on average with
         pruning inside the model, on entry without. ``prompts_per_batch``: fewer prompts at once than the
         engine's own limit, to need less memory; the answers are the same. Raises ValueError for no prompts,
-        frames of a wrong shape, a batch size below 1 or a budget that cannot be held. Sections 3.2-3.5.
+        frames of a wrong shape, a batch size below 1, a budget that cannot be held, or scores that are no
+        numbers. Sections 3.2-3.5.
         """
         check_prompts(prompts)
         limits = token_limits(max_new_tokens, len(prompts))
@@ -178,7 +181,7 @@ class Engine:
     def write(self, prompt: str, *, max_new_tokens: int) -> Generation:
         """Greedy answer to a prompt without a video; deterministic.
 
-        Raises TypeError and ValueError for what is no prompt or no limit.
+        Raises TypeError and ValueError for what is no prompt or no limit, ValueError as ``answer`` does.
         """
         check_prompts([prompt])
         (limit,) = token_limits(max_new_tokens, 1)
@@ -278,21 +281,25 @@ class Engine:
         )
 
     def _generate(self, batch: PromptBatch, max_new_tokens: int, **kwargs: Any) -> list[Tensor]:
+        finite = FiniteScores()
         output = self._adapter.generate(
             batch.input_ids,
             batch.attention_mask,
             batch.position_ids,
             max_new_tokens=max_new_tokens,
             pad_token_id=self._adapter.pad_token_id,
+            eos_token_id=list(self._chat.end_tokens) or None,
+            logits_processor=[finite],
             **GREEDY,
             **kwargs,
         )
+        finite.check(self._adapter.dtype)
         return list(output[:, batch.input_ids.shape[1] :].cpu())
 
     def _generation(self, new: Tensor, short: ShortPrompt, limit: int) -> Generation:
         """Cut a row at its end token, or at its limit."""
         tokens: list[int] = new[:limit].tolist()
-        ends = [index for index, token in enumerate(tokens) if token in self._adapter.eos_token_ids]
+        ends = [index for index, token in enumerate(tokens) if token in self._chat.end_tokens]
         count = ends[0] + 1 if ends else len(tokens)
         text = self._tokenizer.decode(tokens[:count], skip_special_tokens=True).strip()
         return Generation(text, "stop" if ends else "length", count, len(short))

@@ -33,21 +33,16 @@ class PlainText:
         ids = self.read(text)
         return self._encode_plainly(text) if self.control_in(ids) else ids
 
-    def before(self, text: str) -> tuple[list[int], str]:
-        """The ids up to and including the last control token, and the text after it."""
-        ids, places = self._placed(text)
-        last = max((number for number, token in enumerate(ids) if token in self._control), default=-1)
-        return ids[: last + 1], text[places[last][1] :] if last >= 0 else text
-
-    def after(self, text: str) -> tuple[str, list[int]]:
-        """The text before the first control token, and the ids from that on."""
-        ids, places = self._placed(text)
-        first = next((number for number, token in enumerate(ids) if token in self._control), len(ids))
-        return text[: places[first][0]] if first < len(ids) else text, ids[first:]
-
-    def _placed(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        return list(encoded["input_ids"]), list(encoded["offset_mapping"])
+    def filled(self, frame: str, blank: str, text: str) -> list[int]:
+        """Ids of ``frame`` with ``text`` for each ``blank``: no control tokens but the frame's own."""
+        encoded = self._tokenizer(frame, add_special_tokens=False, return_offsets_mapping=True)
+        ids: list[int] = []
+        done = 0
+        for token, (start, end) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
+            if token in self._control:
+                ids += [*self.encode(frame[done:start].replace(blank, text)), token]
+                done = end
+        return ids + self.encode(frame[done:].replace(blank, text))
 
     def _encode_plainly(self, text: str) -> list[int]:
         """By the tokenizer's own steps but the first, which looks for added tokens.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from tests.tiny_model import (
     fingerprint,
     random_frames,
     tiny_model,
+    tiny_tokenizer,
 )
 
 PROMPTS = ("what flashes ?", "when", "where a red circle moves ?", "word3 word4 word5 what word9")
@@ -348,3 +350,30 @@ def test_the_demo_model_writes_and_counts(demo_engine: Engine) -> None:
 def demo_engine() -> Engine:
     folder = ROOT / "demo" / "model"
     return Engine.from_pretrained(str(folder), config=CONFIGS["compressed"], dtype="float32")
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+@pytest.mark.parametrize("ratio", [1.0, 0.5])
+def test_scores_that_are_no_numbers_are_no_answer(broken: float, ratio: float) -> None:
+    """Greedy decoding takes NaN for the best of all: each answer would be the same token, over and over."""
+    model = tiny_model()
+    model.lm_head.weight.data[3] = broken
+    config = FlashVidConfig(retention_ratio=0.5, pruning_layer=2, llm_retention_ratio=ratio)
+    broken_engine = Engine(model, tiny_tokenizer(), config, vision=VISION)
+    with pytest.raises(ValueError, match=r"scores are NaN or infinite.*float32"):
+        broken_engine.answer(VideoInput(random_frames(4), 0.5), ["what ?"], max_new_tokens=2)
+    with pytest.raises(ValueError, match="scores are NaN or infinite"):
+        broken_engine.write("what ?", max_new_tokens=2)
+
+
+@pytest.mark.parametrize("named", [None, [END + 1]])
+def test_the_tokenizers_end_token_ends_an_answer_whatever_the_generation_config_says(named: Any) -> None:
+    """Else an answer runs on into turns that nobody asked for, with their marks left out of the text."""
+    model = tiny_model()
+    model.lm_head.weight.data.zero_()  # all tokens are as good: the first is taken
+    model.generation_config.eos_token_id = named
+    tokenizer = tiny_tokenizer()
+    tokenizer.eos_token = "<|endoftext|>"  # number 0
+    engine = Engine(model, tokenizer, FlashVidConfig(retention_ratio=0.5), vision=VISION)
+    found = engine.answer(VideoInput(random_frames(4), 0.5), ["what ?"], max_new_tokens=5).generations[0]
+    assert (found.finish_reason, found.output_tokens) == ("stop", 1)
