@@ -6,9 +6,17 @@ import json
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-__all__ = ["FAMILIES", "CheckpointError", "check_files", "check_tensors", "weight_files"]
+__all__ = [
+    "ADAPTER",
+    "FAMILIES",
+    "CheckpointError",
+    "check_files",
+    "check_tensors",
+    "refuse_adapter",
+    "weight_files",
+]
 
 FAMILIES = ("qwen2_5_vl",)
 
@@ -36,6 +44,7 @@ _JSON = (
     "processor_config.json",
     "chat_template.json",
 )
+ADAPTER = "adapter_config.json"
 _HEADER_BYTES = 100 * 2**20  # the format's own limit
 _SHOWN = 3
 
@@ -53,6 +62,8 @@ def check_files(folder: Path) -> None:
     if not _is_named(folder / "config.json"):
         raise CheckpointError(f"{str(folder)!r} has no config.json, so it is no checkpoint's folder")
     _check_family(folder, _json(folder / "config.json"))
+    if _is_named(folder / ADAPTER):
+        refuse_adapter(folder / ADAPTER)
     for name in filter(lambda name: _is_named(folder / name), _JSON):
         _json(folder / name)
     if not any(_is_named(folder / name) for name in _TOKENIZERS):
@@ -65,6 +76,17 @@ def check_files(folder: Path) -> None:
             _check_safetensors(path, size)
         elif _begins(path, 2) == b"PK":
             _check_zip(path)
+
+
+def refuse_adapter(path: Path) -> NoReturn:
+    """With peft the library puts it on, and tells of no other tensor what became of it; without, it does not.
+
+    path: its configuration, beside a model's.
+    """
+    raise CheckpointError(
+        f"{str(path)!r} belongs to an adapter, which would change the answers where peft is installed and be "
+        "left out elsewhere; merge it into the weights, or move its files to another folder"
+    )
 
 
 def check_tensors(
@@ -162,7 +184,7 @@ def _json(path: Path) -> dict[str, Any]:
     _checked_size(path)
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{str(path)!r} is no JSON, or cut short ({error})") from None
     if not isinstance(found, dict):
         raise CheckpointError(f"{str(path)!r} must hold a JSON object, not a {type(found).__name__}")
@@ -182,7 +204,7 @@ def _check_safetensors(path: Path, size: int) -> None:
         entries = json.loads(header)
         ends = [entry["data_offsets"][1] for key, entry in entries.items() if key != "__metadata__"]
         wanted = 8 + length + max(ends, default=0)
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise CheckpointError(f"{str(path)!r} has a header that is not of a safetensors file") from None
     if size != wanted:
         how = "cut short" if size < wanted else "longer than it should be"

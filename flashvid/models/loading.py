@@ -20,15 +20,25 @@ from transformers import AutoTokenizer, PretrainedConfig, Qwen2_5_VLForCondition
 from transformers.utils import cached_file
 
 from flashvid.frames import VisionSettings
-from flashvid.models.checkpoint import FAMILIES, CheckpointError, check_files, check_tensors, weight_files
+from flashvid.models.checkpoint import (
+    ADAPTER,
+    FAMILIES,
+    CheckpointError,
+    check_files,
+    check_tensors,
+    refuse_adapter,
+    weight_files,
+)
 
 __all__ = ["LoadedModel", "load_model"]
 
 _CLASSES: dict[str, Any] = dict(zip(FAMILIES, (Qwen2_5_VLForConditionalGeneration,), strict=True))
 _TEMPLATES = ("chat_template.json", "processor_config.json")  # where processors have kept it
-# The machine's, not the checkpoint's: memory, a lost device, a disk or a hub that does not answer.
+# The machine's, not the checkpoint's: memory, a lost device, a disk or a hub that does not answer, a package
+# that is not installed.
 _NOT_ITS_FAULT: tuple[type[Exception], ...] = (
     OSError,
+    ImportError,
     MemoryError,
     torch.OutOfMemoryError,
     *((torch.AcceleratorError,) if hasattr(torch, "AcceleratorError") else ()),
@@ -65,6 +75,8 @@ def load_model(
     where |= {} if revision is None else {"revision": revision}
     with _reading(name_or_path, "config.json", where):
         model_class = _class_of(name_or_path, where)
+        if (adapter := _cached(name_or_path, ADAPTER, where)) is not None:
+            refuse_adapter(Path(adapter))
     with _reading(name_or_path, _weights_text(name_or_path), where):
         model = _model(model_class, name_or_path, dtype, attn_implementation, where)
     with _reading(name_or_path, "its tokenizer", where):
@@ -181,9 +193,14 @@ def _template(name_or_path: str, where: Mapping[str, Any]) -> Any:
     """The chat template that older processors wrote beside the tokenizer; None where there is none."""
     for name in _TEMPLATES:
         found = _read_json(name_or_path, name, where).get("chat_template")
-        if found:
-            is_list = isinstance(found, list)
-            return {one["name"]: one["template"] for one in found} if is_list else found
+        if not found:
+            continue
+        if isinstance(found, list) and all(isinstance(one, dict) for one in found):
+            found = {one.get("name"): one.get("template") for one in found}
+        texts = [*found, *found.values()] if isinstance(found, dict) else [found]
+        if not all(isinstance(text, str) for text in texts):
+            raise CheckpointError(f"{name_or_path!r}: chat_template in {name} is no text, nor texts by name")
+        return found
     return None
 
 

@@ -57,7 +57,7 @@ def check_model(model: ModelConfig) -> None:
     if model.engine is None and os.path.isdir(_folder(model)):
         try:
             check_files(_folder(model))
-        except (CheckpointError, TypeError) as error:
+        except (CheckpointError, TypeError, OSError) as error:
             raise UserError(f"model.name={model.name!r} cannot be used: {error}") from None
 
 

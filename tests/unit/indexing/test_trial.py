@@ -260,3 +260,19 @@ def test_a_broken_checkpoint_is_refused_before_it_is_loaded(tmp_path: Path) -> N
     with pytest.raises(UserError, match="holds a bert model; supported: qwen2_5_vl"):
         check_model(ModelConfig(name=str(folder)))
     check_model(ModelConfig(name=str(folder), engine="a.b:c"))
+
+
+def test_a_checkpoint_that_may_not_be_read_is_the_users_mistake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copied(tmp_path / "ckpt")
+    weights, opened = folder / "model.safetensors", Path.open
+
+    def refuse(path: Path, *arguments: Any, **options: Any) -> Any:  # root may read anything
+        if path == weights:
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(UserError, match=r"cannot be used: .*Permission denied: .*model\.safetensors"):
+        check_model(ModelConfig(name=str(folder)))

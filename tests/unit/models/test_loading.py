@@ -162,6 +162,12 @@ def half(content: bytes) -> bytes:
         ("config.json", half, "is no JSON, or cut short"),
         ("preprocessor_config.json", lambda _: b"", "is empty"),
         ("chat_template.jinja", lambda _: POINTER, "is a Git LFS pointer"),
+        ("config.json", lambda _: b"[" * 100_000, "is no JSON, or cut short"),
+        (
+            "model.safetensors",
+            lambda _: (9999).to_bytes(8, "little") + b"[" * 9999,
+            "has a header that is not",
+        ),
     ],
 )
 def test_a_broken_file_is_named(folder: Path, name: str, change: Callable[[bytes], bytes], why: str) -> None:
@@ -220,6 +226,28 @@ def test_a_chat_template_is_found_where_older_processors_wrote_it(
     template = [{"name": "default", "template": text}] if is_list else text
     (folder / name).write_text(json.dumps({"chat_template": template}))
     assert load(folder).tokenizer.apply_chat_template(chat, tokenize=False) == wanted
+
+
+@pytest.mark.parametrize("found", [5, ["text"], [{"name": "default"}], {"default": None}])
+def test_a_chat_template_that_is_no_text_is_named(folder: Path, found: Any) -> None:
+    (folder / "chat_template.jinja").unlink()
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": found}))
+    assert "chat_template in chat_template.json is no text" in refused(folder)
+
+
+def test_an_adapter_beside_the_weights_is_not_left_out(folder: Path) -> None:
+    """Nor put on: whether it is would depend on what is installed."""
+    (folder / "adapter_config.json").write_text(
+        '{"peft_type": "LORA", "base_model_name_or_path": "owner/name"}'
+    )
+    assert "adapter_config.json' belongs to an adapter" in refused(folder)
+
+
+def test_a_package_that_is_not_installed_is_no_fault_of_the_file(folder: Path) -> None:
+    with pytest.raises(ImportError, match="FlashAttention2"):
+        load_model(
+            str(folder), device="cpu", dtype="auto", revision=None, attn_implementation="flash_attention_2"
+        )
 
 
 def test_the_tokenizers_own_template_comes_first(folder: Path) -> None:
