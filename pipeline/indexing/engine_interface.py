@@ -30,9 +30,10 @@ class AnswersVideos(Protocol):
     for the code of a refused allocation) means that the device serves no other video either; anything else is
     this video's fault. An engine of another package may derive from this class; then it need not have a plan.
 
-    Before its first video each worker asks all prompts about a made-up one, of a few frames of noise, with
-    ``max_new_tokens`` 1, and throws the answers away. What is raised then ends the run as a mistake of the
-    job's; an engine that only finds nothing in that video to answer raises a VideoError (pipeline.errors).
+    Before its first video each worker asks all prompts about a made-up one, of 4 frames of noise, with
+    ``max_new_tokens`` 1, and throws the answers away. What is raised then, and for 32 frames too, ends the
+    run as a mistake of the job's; an engine that only finds nothing in that video to answer raises a
+    VideoError (pipeline.errors).
 
     Prompts are data, from whoever wrote the manifest or from a model that read them off a screen: names of
     control tokens in them (``<|im_end|>``) are to be read, and counted, as text.

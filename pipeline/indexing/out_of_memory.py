@@ -15,10 +15,14 @@ from flashvid.generation import PROMPTS_PER_BATCH
 from pipeline.errors import Reason, Stage, VideoError
 from pipeline.indexing.engine_interface import accelerator_errors, is_memory_error
 
-__all__ = ["Step", "Steps", "free_memory", "guarded", "halved", "spread"]
+__all__ = ["EngineError", "Step", "Steps", "free_memory", "guarded", "halved", "spread"]
 
 _T = TypeVar("_T")
 _Size = TypeVar("_Size")
+
+
+class EngineError(VideoError):
+    """An engine's error that it did not itself call the video's; the cause is what it raised."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +125,7 @@ def guarded(work: Callable[[], _T]) -> _T:
         if not is_memory_error(error):
             if isinstance(error, accelerator_errors()):
                 raise
-            raise VideoError(Stage.GENERATION, Reason.GENERATION_FAILED, _described(error)) from error
+            raise EngineError(Stage.GENERATION, Reason.GENERATION_FAILED, _described(error)) from error
         problem = VideoError(Stage.GENERATION, Reason.OUT_OF_MEMORY, _described(error))
     free_memory()
     raise problem

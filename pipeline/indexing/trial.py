@@ -11,13 +11,13 @@ from pipeline.config import JobConfig
 from pipeline.decoding import FrameRequest
 from pipeline.errors import Reason, UserError, VideoError
 from pipeline.indexing.engine_interface import AnswersVideos
-from pipeline.indexing.out_of_memory import free_memory, guarded
+from pipeline.indexing.out_of_memory import EngineError, free_memory, guarded
 from pipeline.indexing.video_job import RowOrigin, VideoJob
 from pipeline.records import Frames, VideoRef, Window
 
 __all__ = ["try_out"]
 
-_NUM_FRAMES = 4  # two temporal units, so that there is something to merge over time
+_NUM_FRAMES = (4, 32)  # two temporal units, to merge something over time; more where so few do not suffice
 _HEIGHT, _WIDTH = 240, 320  # of the made-up file; the job's limits make of it what they make of any
 _FPS = 2.0
 
@@ -27,29 +27,47 @@ def try_out(
 ) -> None:
     """Answer all prompts of the job about a made-up video, one token each, and write its summary if any.
 
-    Raises UserError where that fails, VideoError out_of_memory where memory does not suffice. A device that
-    no longer works goes through as it is. An engine that itself raises a VideoError has judged the video, not
-    the job, and that is no failure.
+    Raises UserError where that fails, of few frames and of more, VideoError out_of_memory where memory does
+    not suffice. A device that no longer works goes through as it is. An engine that itself raises a
+    VideoError has judged the video, not the job, and that is no failure.
     """
+    error: VideoError | None = None
+    for num_frames in sorted({min(number, config.num_frames) for number in _NUM_FRAMES}):
+        error = _failure(engine, config, origin, request, num_frames)
+        free_memory()
+        if error is None:
+            return
+    assert error is not None
+    raise UserError(
+        f"no video was tried: a made-up one already fails during {error.stage.value} with "
+        f"{error.message}; every other would, so the model or the settings have to be mended"
+    ) from error
+
+
+def _failure(
+    engine: AnswersVideos,
+    config: JobConfig,
+    origin: RowOrigin,
+    request: Callable[[], FrameRequest],
+    num_frames: int,
+) -> VideoError | None:
+    """What the job is at fault for; None where the video was answered, or judged by the engine itself."""
     job = VideoJob(engine, _shortened(config), origin, VideoRef("made-up", "made-up", "1", 0), 1)
 
     def answer() -> None:
-        frames = _frames(min(_NUM_FRAMES, config.num_frames), request())
+        frames = _frames(num_frames, request())
         for window in _windows(config):
             job.add(frames, window)
         job.finish()
 
     try:
         guarded(answer)
+    except EngineError as error:
+        return error
     except VideoError as error:
         if error.reason is Reason.OUT_OF_MEMORY:
             raise
-        if error.reason is Reason.GENERATION_FAILED and error.__cause__ is not None:  # else the engine's own
-            raise UserError(
-                f"no video was tried: a made-up one already fails during {error.stage.value} with "
-                f"{error.message}; every other would, so the model or the settings have to be mended"
-            ) from error
-    free_memory()
+    return None
 
 
 def _windows(config: JobConfig) -> Iterator[Window]:

@@ -151,12 +151,36 @@ def test_memory_and_a_lost_device_are_the_machines() -> None:
             indexer(RecordingEngine(torch.AcceleratorError("lost", 710))).try_out()
 
 
-def test_an_engine_that_judges_the_made_up_video_is_no_mistake_of_the_job() -> None:
-    judgement = VideoError(Stage.GENERATION, Reason.NO_FRAMES, "nothing to see")
+@pytest.mark.parametrize("reason", [Reason.NO_FRAMES, Reason.GENERATION_FAILED])
+def test_an_engine_that_judges_the_made_up_video_is_no_mistake_of_the_job(reason: Reason) -> None:
+    judgement = VideoError(Stage.GENERATION, reason, "nothing to see")
     judgement.__cause__ = ValueError("no face found")
     engine = RecordingEngine(judgement)
     indexer(engine).try_out()
     assert len(engine.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("least", "num_frames", "asked"), [(8, 64, [4, 32]), (8, 16, [4, 16]), (9, 8, [4, 8])]
+)
+def test_an_engine_that_needs_more_frames_gets_more(least: int, num_frames: int, asked: list[int]) -> None:
+    engine = RecordingEngine(ValueError(f"needs {least} frames"))
+
+    def answer(video: VideoInput, prompts: Sequence[str], **options: Any) -> VideoAnswers:
+        engine.asked.append((video, prompts))
+        assert engine.error is not None
+        if len(video.frames) < least:
+            raise engine.error
+        return PlainEngine.answer(engine, video, prompts, **options)
+
+    engine.answer = answer  # type: ignore[method-assign]
+    tried = indexer(engine, job(baseline=num_frames, multiplier=1))
+    if least > num_frames:
+        with pytest.raises(UserError, match="needs 9 frames"):
+            tried.try_out()
+    else:
+        tried.try_out()
+    assert [len(video.frames) for video, _ in engine.asked] == asked
 
 
 def copied(folder: Path) -> Path:
