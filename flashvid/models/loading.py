@@ -81,6 +81,7 @@ def load_model(
         model = _model(model_class, name_or_path, dtype, attn_implementation, where)
     with _reading(name_or_path, "its tokenizer", where):
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, **where)
+        _check_vocabulary(name_or_path, tokenizer, model)
         tokenizer.chat_template = tokenizer.chat_template or _template(name_or_path, where)
     with _reading(name_or_path, "how it wants its frames", where):
         vision = _load_vision(name_or_path, where)
@@ -178,6 +179,15 @@ def _check_snapshot(name_or_path: str, where: Mapping[str, Any]) -> None:
     path = _cached(name_or_path, "config.json", where)
     if path is not None and not os.path.isdir(name_or_path):
         check_files(Path(path).parent)
+
+
+def _check_vocabulary(name_or_path: str, tokenizer: Any, model: Any) -> None:
+    """Without added tokens: of those a model need not know all, and texts hold none."""
+    words, rows = tokenizer.vocab_size, model.get_input_embeddings().num_embeddings
+    if words > rows:
+        raise CheckpointError(
+            f"{name_or_path!r}: its tokenizer has {words} tokens and its model {rows}: it is of another model"
+        )
 
 
 @torch.no_grad()

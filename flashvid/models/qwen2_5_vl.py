@@ -192,10 +192,10 @@ class Qwen25VLAdapter:
         """What the language model's attention takes as mask; raises ValueError where it cannot be pruned."""
         config = self.model.model.language_model.config
         implementation = str(config._attn_implementation)
-        if "sliding_attention" in config.layer_types:
+        if others := set(config.layer_types) - {"full_attention"}:
             raise ValueError(
-                "use_sliding_window=True: layers that see a window only cannot be pruned inside; "
-                "use llm_retention_ratio=1"
+                f"layers of {', '.join(sorted(others))} (as use_sliding_window=True makes some) cannot be "
+                "pruned inside; use llm_retention_ratio=1"
             )
         if implementation not in _MASK_STYLES and not is_flash_attention_requested(config):
             raise ValueError(

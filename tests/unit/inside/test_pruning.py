@@ -229,6 +229,7 @@ def test_a_padding_mask_serves_implementations_like_flash_attention(num_beams: i
     [
         ("_attn_implementation", "flex_attention", "'flex_attention' cannot be pruned inside"),
         ("layer_types", ["full_attention"] * 4 + ["sliding_attention"], "use_sliding_window=True"),
+        ("layer_types", ["full_attention"] * 4 + ["chunked_attention"], "layers of chunked_attention"),
     ],
 )
 def test_unknown_masks_are_refused(setting: str, value: Any, message: str) -> None:

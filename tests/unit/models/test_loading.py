@@ -241,6 +241,15 @@ def test_an_adapter_beside_the_weights_is_not_left_out(folder: Path) -> None:
     assert "adapter_config.json' belongs to an adapter" in refused(folder)
 
 
+def test_a_tokenizer_of_another_checkpoint_is_refused(folder: Path) -> None:
+    """Some of its tokens have no place in the model: an index error at best, of whichever video has them."""
+    path = folder / "tokenizer.json"
+    found = json.loads(path.read_text())
+    found["model"]["vocab"]["another"] = len(found["model"]["vocab"])
+    path.write_text(json.dumps(found))
+    assert "its tokenizer has 65 tokens and its model 64" in refused(folder)
+
+
 def test_a_package_that_is_not_installed_is_no_fault_of_the_file(folder: Path) -> None:
     with pytest.raises(ImportError, match="FlashAttention2"):
         load_model(
