@@ -207,7 +207,9 @@ def _claimed_end(container: Any, stream: Any) -> float:
         return 3600 * hours + 60 * minutes + seconds - max(0.0, start)
     if stream.duration is not None:
         first = start if stream.start_time is None else float(stream.start_time * stream.time_base)
-        return max(0.0, first - start) + float(stream.duration * stream.time_base)
+        # libav cuts an AVI's duration down to what there is; its header counts in the same unit.
+        ticks = max(stream.duration, stream.frames if container.format.name == "avi" else 0)
+        return max(0.0, first - start) + float(ticks * stream.time_base)
     if container.duration is not None and len(container.streams) == 1:
         return float(container.duration) / float(av.time_base) - max(0.0, start)
     return 0.0
@@ -345,13 +347,14 @@ def decoded(
     damage.restart()
     log = DecoderLog(stream.codec_context)
     has_hole = hole_finder(stream)
-    is_settled = False
+    is_settled = has_begun = False
     place = 0  # of the next picture
     for number, packet in enumerate(packets_of(container, stream, limits)):
         damage.seen += packet.size > 0
         if mend is not None and packet.size:
             mend(packet)
-        if has_hole(packet):
+        has_begun = has_begun or packet.is_keyframe
+        if has_begun and has_hole(packet):
             damage.add_hole(packet, number)
         try:
             frames = packet.decode()

@@ -27,13 +27,16 @@ class Damage:
     """What went wrong in all reads of one file so far.
 
     packets: all of the file where it was walked through, else 0. seen: packets given to a decoder, some more
-    than once. ``failed``: packets that raised an error. ``flagged``: pictures that libav says it made up in
-    parts. ``complained``: packets about which a decoder complained that flags nothing. ``touched`` of
-    ``sampled`` pictures were flagged, are missing, or build upon what is damaged.
+    than once. incomplete: packets that their container says it does not hold whole. lost_places: where the
+    container cannot be read. ``failed``: packets that raised an error. ``flagged``: pictures that libav says
+    it made up in parts. ``complained``: packets about which a decoder complained that flags nothing.
+    ``touched`` of ``sampled`` pictures were flagged, are missing, or build upon what is damaged.
     """
 
     packets: int = 0
     seen: int = 0
+    incomplete: int = 0
+    lost_places: int = 0
     sampled: int = 0
     touched: int = 0
     failed: set[Any] = field(default_factory=set)
@@ -46,7 +49,7 @@ class Damage:
     @property
     def total(self) -> int:
         """Packets of the file, as far as they are known."""
-        return self.packets or self.seen
+        return max(self.packets or self.seen, self.bad)
 
     @property
     def bad(self) -> int:
@@ -72,7 +75,7 @@ class Damage:
         self._since_key.append(packet.dts or 0)
 
     def add_hole(self, packet: Any, place: int) -> None:
-        """A packet of which a part was never written, see ``hole_finder``."""
+        """A packet of which a part is missing, see ``hole_finder``."""
         self.flagged.add(("packet", _name(packet, place)))
         self._since_key.append(packet.dts or 0)
 
@@ -92,13 +95,14 @@ class Damage:
 
 
 def hole_finder(stream: Any) -> Callable[[Any], bool]:
-    """Whether a packet is zeros in part, as a disk or a download leaves what was never written.
+    """Whether a part of a packet is missing: where the demuxer says so, as of MPEG-TS that lost packets, or
+    in zeros, as a disk or a download leaves what was never written.
 
-    Looked for where decoders read over it as over anything, and say nothing.
+    Looked for where decoders read over holes as over anything, and say nothing.
     """
     if stream.codec_context.name not in _READ_OVER_HOLES:
         return lambda packet: False
-    return lambda packet: _HOLE in bytes(packet)
+    return lambda packet: bool(packet.is_corrupt) or _HOLE in bytes(packet)
 
 
 def _name(packet: Any, place: int) -> Any:
@@ -126,19 +130,20 @@ def refuse_ruins(damage: Damage, *, num_pictures: int, num_touched: int, is_whol
 
 def damage_note(claimed_end_seconds: float, timeline: Timeline, damage: Damage | None = None) -> str | None:
     """What was wrong with a file that was read all the same, or None."""
-    notes = [] if damage is None else _counts(damage)
+    end = timeline.duration_seconds
+    is_cut = claimed_end_seconds > end * 1.05 + 1.0
+    notes = [] if damage is None else _counts(damage, is_cut)
     if timeline.note:
         notes.append(timeline.note)
-    end = timeline.duration_seconds
     if timeline.clock is not None and timeline.note is None:
         num = len(timeline.clock.starts)
         notes.append(f"its timestamps jump in {num} place{'s' if num > 1 else ''}, over which times run on")
-    elif claimed_end_seconds > end * 1.05 + 1.0:
+    elif is_cut:
         notes.append(f"ends at {end:.1f} s of {claimed_end_seconds:.1f} s")
     return "; ".join(notes) or None
 
 
-def _counts(damage: Damage) -> list[str]:
+def _counts(damage: Damage, is_cut: bool) -> list[str]:
     of = f"of {damage.total}"
     counts = (
         (len(damage.failed), f"{of} packets could not be decoded"),
@@ -146,4 +151,10 @@ def _counts(damage: Damage) -> list[str]:
         (len(damage.complained - damage.failed), f"{of} packets were decoded with errors"),
         (damage.touched, f"of {damage.sampled} sampled pictures may show the damage"),
     )
-    return [f"{number} {what}" for number, what in counts if number]
+    notes = [f"{number} {what}" for number, what in counts if number]
+    if damage.incomplete > max(damage.bad, is_cut):  # more than were decoded, and than the last of a cut file
+        notes.append(f"{damage.incomplete} {of} packets came incomplete")
+    if damage.lost_places:
+        places = f"{damage.lost_places} place{'s' if damage.lost_places > 1 else ''}"
+        notes.append(f"the file cannot be read in {places}: what was there is missing")
+    return notes

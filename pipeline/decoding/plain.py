@@ -6,6 +6,7 @@ from typing import Any
 
 from pipeline.decoding.containers import DecoderRefusedError, Limits, head_of, opened, packets_of
 from pipeline.decoding.damage import hole_finder
+from pipeline.decoding.decoder_log import ContainerLog
 from pipeline.decoding.joined import next_file
 from pipeline.errors import Reason
 
@@ -23,10 +24,12 @@ def refuse_unless_plain(path: str, limits: Limits) -> None:
     It chooses a track by itself, and knows no shape of pixels. What its first picture tells is in
     ``Header.oddity``. Raises as ``opened`` does, too.
     """
-    with opened(path, limits) as (container, stream):
+    with opened(path, limits) as (container, stream), ContainerLog(container) as log:
         why = _what_is_odd(container, stream)
         if why is None and any(map(hole_finder(stream), packets_of(container, stream, limits))):
             why = "holes"
+        if why is None and log.num_lost:
+            why = "parts that cannot be read"
     if why is None and not _starts_as_such(head_of(path)):
         why = "an odd beginning"
     if why is None and next_file(path) is not None:

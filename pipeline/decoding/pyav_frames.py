@@ -28,6 +28,7 @@ from pipeline.decoding.containers import (
 )
 from pipeline.decoding.counted import CountedFrames, OvershotError
 from pipeline.decoding.damage import Damage, damage_note, refuse_ruins
+from pipeline.decoding.decoder_log import ContainerLog
 from pipeline.decoding.joined import ONE_FILE, Extent, extent_of, note_of_rest
 from pipeline.decoding.sampling import FrameRequest, Span, pick_frames, smart_resize
 from pipeline.decoding.timeline import (
@@ -89,7 +90,7 @@ class PyavVideo:
         self._pass: _Pass | None = None
         self._header: Header | None = None
         self._damage = Damage()  # in all spans so far
-        timeline = read_timeline(path, limits, self._extent)
+        timeline = read_timeline(path, limits, self._extent, self._damage)
         if timeline is None:
             timeline = _decode_timeline(path, limits, self._extent, self._damage)
             self._damage.packets = self._damage.seen
@@ -107,10 +108,10 @@ class PyavVideo:
             return self._read(span)
         except _MisorderedError:
             self._leave()
-            self._damage = Damage(len(self._timeline.stamps))
-            timeline = read_timeline(self._path, self._limits, self._extent, is_misordered=True)
+            self._damage = damage = Damage(len(self._timeline.stamps))
+            timeline = read_timeline(self._path, self._limits, self._extent, damage, is_misordered=True)
             if timeline is None:
-                timeline = _decode_timeline(self._path, self._limits, self._extent, self._damage)
+                timeline = _decode_timeline(self._path, self._limits, self._extent, damage)
             self._timeline = timeline
             return self._read(span)
 
@@ -297,29 +298,40 @@ def _joined(*notes: str | None) -> str | None:
 
 
 def read_timeline(
-    path: str, limits: Limits, extent: Extent = ONE_FILE, *, is_misordered: bool = False
+    path: str,
+    limits: Limits,
+    extent: Extent = ONE_FILE,
+    damage: Damage | None = None,
+    *,
+    is_misordered: bool = False,
 ) -> Timeline | None:
     """The timeline without decoding, where the container gives every frame a time.
 
+    damage: where to count what the container says is not whole.
     is_misordered: the times at which pictures are said to be shown have proved to be wrong.
     """
-    last_byte = 0
+    damage = Damage() if damage is None else damage
+    last_byte, has_begun = 0, False
 
     def packets(container: Any, stream: Any) -> Iterator[Packet]:
-        nonlocal last_byte
+        nonlocal last_byte, has_begun
         for packet in packets_of(container, stream, limits):
             if packet.size and not packet.is_discard:
-                last_byte = max(last_byte, packet.pos or 0)
+                last_byte, has_begun = max(last_byte, packet.pos or 0), has_begun or packet.is_keyframe
+                damage.incomplete += packet.is_corrupt and has_begun
                 yield Packet(packet.pts, packet.dts, packet.duration or 0, packet.is_keyframe, packet.pos)
 
-    with opened(path, limits) as (container, stream):
+    with opened(path, limits) as (container, stream), ContainerLog(container) as log:
+        walk = packets(container, stream)
         timeline = timeline_from_packets(
-            packets(container, stream),
+            walk,
             float(stream.time_base),
             origin_seconds=origin_seconds(container),
             may_jump=may_jump(container) or extent.runs_on,
             told=Told.DECODED_UNORDERED if is_misordered else told_by(container, stream),
         )
+        deque(walk, maxlen=0)  # to hear all of it, also where one packet without a time was enough
+        damage.lost_places = log.num_lost
         names = frozenset(container.format.name.split(","))
     return timeline and replace(timeline, note=extent.note or note_of_rest(path, names, last_byte + 1))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -34,6 +35,8 @@ _JUMP_BACK_SECONDS = 0.25
 _JUMP_FORWARD_SECONDS = 60.0
 # Timestamps further apart than this are no times; the arithmetic below would overflow.
 _MOST_TICKS = 2**62
+# Of all times, as many as this may be missing, as damage leaves them, and the others still be believed.
+_MOST_MENDED = 0.1
 _UNKNOWN = 2**63 - 1
 
 
@@ -260,10 +263,11 @@ def timeline_from_frames(
 ) -> Timeline:
     """The timeline of a stream that had to be decoded to be counted; at least one frame.
 
-    Timestamps that are absent, not increasing, or jump forward where ``may_jump`` are replaced by a constant
-    rate, from 0 on.
+    A few that are absent or lie before one that comes sooner are laid between their neighbours. Timestamps
+    that are mostly so, or jump forward where ``may_jump``, are replaced by a constant rate, from 0 on.
     """
     known = np.array([np.nan if pts is None else pts for pts in pts_seconds], dtype=np.float64)
+    known = _mended(known, 1.0 / frames_per_second)
     most = _JUMP_FORWARD_SECONDS if may_jump else np.inf
     steps = np.diff(known)
     usable = bool(np.isfinite(known).all() and (steps > 0).all() and (steps <= most).all())
@@ -272,6 +276,31 @@ def timeline_from_frames(
     seconds = known - known[0] + lead if usable else ordinals / frames_per_second
     step = _typical_step(seconds) if len(seconds) > 1 else 1.0 / frames_per_second
     return Timeline(ordinals, seconds, float(seconds[-1]) + step, has_pts=False)
+
+
+def _mended(seconds: NDArray[np.float64], step: float) -> NDArray[np.float64]:
+    """Those that are missing or out of order, if few, between the others; beyond these ``step`` apart."""
+    places = _longest_increasing(seconds)
+    if len(places) == len(seconds) or len(places) < (1 - _MOST_MENDED) * len(seconds):
+        return seconds
+    ordinals = np.arange(len(seconds))
+    mended = np.interp(ordinals, places, seconds[places]) - np.maximum(0, places[0] - ordinals) * step
+    return np.asarray(mended + np.maximum(0, ordinals - places[-1]) * step)
+
+
+def _longest_increasing(seconds: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Places of the longest increasing subsequence of what is finite."""
+    ends: list[float] = []  # the least last time of the sequences of each length, and where it is
+    at: list[int] = []
+    before = np.full(len(seconds), -1)
+    for place in np.flatnonzero(np.isfinite(seconds)).tolist():
+        length = bisect_left(ends, seconds[place])
+        before[place] = at[length - 1] if length else -1
+        ends[length : length + 1], at[length : length + 1] = [seconds[place]], [place]
+    places = at[-1:]
+    while places and before[places[-1]] >= 0:
+        places.append(int(before[places[-1]]))
+    return np.asarray(places[::-1], dtype=np.int64)
 
 
 def plan_runs(timeline: Timeline, chosen: NDArray[np.int64], reached: int = 0) -> list[Run]:

@@ -177,3 +177,53 @@ def test_what_a_recording_shows_before_its_first_keyframe_is_no_damage(
         second = [packet.pos for packet in container.demux(video=0) if packet.size][4]
     (tmp_path / "late.ts").write_bytes(content[:564] + content[second:])
     assert frames_of(decode(pools["default"], tmp_path / "late.ts")).damage is None
+
+
+LOSSY = {"h264.ts": "libx264", "hevc.ts": "libx265", "vp8.mkv": "libvpx", "mpeg4.avi": "mpeg4"}
+
+
+@pytest.fixture(scope="module")
+def lossy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same pictures in containers of which parts can be lost."""
+    folder = tmp_path_factory.mktemp("lossy")
+    for name, codec in LOSSY.items():
+        if media.has_encoder(codec):
+            busy_video(folder / name, codec)
+    return folder
+
+
+def without(path: Path, to: Path, begin: float, end: float, *, unit: int = 1) -> Path:
+    """The file less what lies between two parts of it, in whole ``unit`` bytes."""
+    content = path.read_bytes()
+    first, last = (int(len(content) * share) // unit * unit for share in (begin, end))
+    to.write_bytes(content[:first] + content[last:])
+    return to
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_what_a_container_lost_is_said(
+    pools: dict[str, DecodePool], lossy: Path, tmp_path: Path, order: str
+) -> None:
+    """Packets that never come give no error, and no picture that could be flagged."""
+    for name, first, note in (
+        ("hevc.ts", 0.55, "could be decoded only in parts"),
+        ("vp8.mkv", 0.55, "the file cannot be read in 1 place: what was there is missing"),
+        ("mpeg4.avi", 0.6, " s of 8.0 s"),
+    ):
+        if (lossy / name).exists():
+            assert frames_of(decode(pools[order], lossy / name)).damage is None
+            last = 1.0 if name.endswith("avi") else first + 0.05
+            bad = without(lossy / name, tmp_path / name, first, last, unit=188 if name[-2:] == "ts" else 1)
+            assert note in str(frames_of(decode(pools[order], bad)).damage)
+
+
+def test_times_hold_where_a_few_are_missing(
+    pools: dict[str, DecodePool], lossy: Path, tmp_path: Path
+) -> None:
+    """One packet without a time made a constant rate of all: what is lost then shifted all that follows."""
+    for name in ("h264.ts", "hevc.ts"):
+        if (lossy / name).exists():
+            bad = without(lossy / name, tmp_path / name, 0.5, 0.6, unit=4)
+            frames = frames_of(decode(pools["default"], bad))
+            assert frames.damage is not None
+            assert frames.duration_seconds == pytest.approx(TOTAL / 25, abs=0.1)

@@ -186,6 +186,17 @@ def test_frames_without_times_are_timed_by_the_rate() -> None:
     assert timeline_from_frames([0.0, 0.0], 4.0).seconds.tolist() == [0.0, 0.25]
 
 
+@pytest.mark.parametrize("place", [0, 7, 19])
+@pytest.mark.parametrize("told", [None, -5.0, 90.0])
+def test_a_time_that_is_missing_or_wrong_lies_between_its_neighbours(place: int, told: float | None) -> None:
+    """A late last one and an early first one look right by themselves."""
+    true = [i / 10 if i < 12 else 3.0 + i / 10 for i in range(20)]
+    seconds: list[float | None] = [told if i == place else value for i, value in enumerate(true)]
+    timeline = timeline_from_frames(seconds, 10.0)
+    if (place, told) not in {(0, -5.0), (19, 90.0)}:
+        assert timeline.seconds.tolist() == pytest.approx(true)
+
+
 def test_what_is_sampled_begins_with_the_first_picture() -> None:
     """Sound comes first for 100 s: the intervals are those of the 10 s that show something."""
     seconds = 100.0 + np.arange(100) / 10
