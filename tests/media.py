@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -21,6 +24,7 @@ __all__ = [
     "text_file",
     "truncated_video",
     "unknown_codec_video",
+    "usual_priority",
     "with_matrix",
     "write_video",
 ]
@@ -52,6 +56,18 @@ def pictures(num_frames: int, height: int, width: int) -> list[NDArray[np.uint8]
     return frames
 
 
+@contextmanager
+def usual_priority() -> Iterator[None]:
+    """Around encoding: libsvtav1 makes root's threads real-time ones, the caller's too.
+
+    All that a process starts later would be so as well, and leave nothing to others on the machine.
+    """
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+
+
 def write_video(
     path: Path,
     *,
@@ -67,7 +83,7 @@ def write_video(
 ) -> Path:
     """Write a video; ``pts`` (milliseconds, one per frame) makes the frame rate variable."""
     frames = pictures(num_frames, height, width)
-    with av.open(str(path), "w", options=container_options or {}) as container:
+    with usual_priority(), av.open(str(path), "w", options=container_options or {}) as container:
         stream = container.add_stream(codec, rate=fps, options=_options(codec, open_gops))
         stream.height, stream.width, stream.pix_fmt, stream.gop_size = height, width, "yuv420p", gop
         if pts is not None:

@@ -303,3 +303,8 @@ def test_real_files_of_others() -> None:
     assert any(outcome.frames is not None for outcome in outcomes.values())
     for outcome in outcomes.values():
         assert (outcome.frames is None) != (outcome.error is None)
+
+
+def test_media_are_written_without_becoming_a_real_time_process(tmp_path: Path) -> None:
+    media.write_video(tmp_path / "a.mkv", codec="libsvtav1", num_frames=2)
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER

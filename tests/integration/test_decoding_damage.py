@@ -69,7 +69,7 @@ OPTIONS = {
 def busy_video(path: Path, codec: str, num_frames: int = TOTAL, **options: str) -> Path:
     random = np.random.default_rng(0)
     noise = random.integers(0, 128, (96, 128, 3), dtype=np.uint8)
-    with av.open(str(path), "w") as container:
+    with media.usual_priority(), av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=25, options=OPTIONS.get(codec, {}) | options)
         stream.height, stream.width, stream.gop_size = 96, 128, 25
         stream.pix_fmt = FORMATS.get(codec, "yuv420p")
