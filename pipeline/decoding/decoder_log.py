@@ -22,6 +22,7 @@ _LOST = (
     " exceeds ",  # an element of Matroska the one that it is in, or any
     "ebml number",
     "invalid length",
+    "invalid track number",
     "crc mismatch",
 )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from pipeline.decoding.containers import DecoderRefusedError, Limits, head_of, opened, packets_of
@@ -16,6 +18,9 @@ __all__ = ["refuse_unless_plain"]
 _CONTAINERS = frozenset({"mov", "mp4", "matroska", "webm", "avi"})
 _BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"uuid", b"styp", b"moof", b"sidx")
 _PICTURES = frozenset({"yuv420p", "yuvj420p"})
+_PASSED_OVER = frozenset({"vp8", "vp9"})  # decord says nothing of packets that it cannot decode
+_IDR = 5
+_UNIT = re.compile(b"\0\0\1(.)", re.DOTALL)
 
 
 def refuse_unless_plain(path: str, limits: Limits) -> None:
@@ -26,8 +31,8 @@ def refuse_unless_plain(path: str, limits: Limits) -> None:
     """
     with opened(path, limits) as (container, stream), ContainerLog(container) as log:
         why = _what_is_odd(container, stream)
-        if why is None and any(map(hole_finder(stream), packets_of(container, stream, limits))):
-            why = "holes"
+        if why is None:
+            why = _odd_packet(stream, packets_of(container, stream, limits))
         if why is None and log.num_lost:
             why = "parts that cannot be read"
     if why is None and not _starts_as_such(head_of(path)):
@@ -45,10 +50,45 @@ def _what_is_odd(container: Any, stream: Any) -> str | None:
     oddities = {
         f"the container {'/'.join(names)}": not _CONTAINERS & set(names),
         "several video streams": len(container.streams.video) != 1,
+        f"{context.name}, whose damage it does not tell": context.name in _PASSED_OVER,
         f"pictures in {context.pix_fmt}": context.pix_fmt not in _PICTURES,
         "pixels that are not square": any(shape and shape != 1 for shape in shapes),
     }
     return next((name for name, is_so in oddities.items() if is_so), None)
+
+
+def _odd_packet(stream: Any, packets: Iterator[Any]) -> str | None:
+    has_hole, is_gradual = hole_finder(stream), _gradual_finder(stream)
+    for packet in packets:
+        if has_hole(packet):
+            return "holes"
+        if is_gradual(packet):
+            return "pictures that build up one by one"
+    return None
+
+
+def _gradual_finder(stream: Any) -> Callable[[Any], bool]:
+    """Whether a packet of H.264 counts as a keyframe and is none.
+
+    With intra refresh a picture is built up over those that follow; decord shows what there is after a jump.
+    """
+    context = stream.codec_context
+    if context.name != "h264":
+        return lambda packet: False
+    extradata = context.extradata or b""
+    length_bytes = (extradata[4] & 3) + 1 if extradata[:1] == b"\x01" and len(extradata) > 4 else 0
+    return lambda packet: packet.is_keyframe and _IDR not in _unit_types(bytes(packet), length_bytes)
+
+
+def _unit_types(packet: bytes, length_bytes: int) -> Iterator[int]:
+    """Types of the NAL units of H.264: behind its length each, or behind a mark for ``length_bytes`` 0."""
+    if not length_bytes:
+        yield from (mark[1][0] & 31 for mark in _UNIT.finditer(packet))
+        return
+    at = 0
+    while at + length_bytes < len(packet):
+        yield packet[at + length_bytes] & 31
+        at += length_bytes + int.from_bytes(packet[at : at + length_bytes], "big")
 
 
 def _starts_as_such(head: bytes) -> bool:

@@ -17,6 +17,7 @@ from pipeline.decoding.sampling import FrameRequest
 from pipeline.errors import Reason
 from tests import media
 from tests.integration.test_decoding import decode, frames_of, reason_of
+from tests.integration.test_decoding_order import number_of, write_numbered
 from tests.integration.test_decoding_windows import all_of, clip
 
 TOTAL = 200
@@ -217,6 +218,17 @@ def test_what_a_container_lost_is_said(
             assert note in str(frames_of(decode(pools[order], bad)).damage)
 
 
+@pytest.mark.parametrize("order", ORDERS)
+def test_blocks_of_matroska_that_are_none_are_said(
+    pools: dict[str, DecodePool], noisy: Path, tmp_path: Path, order: str
+) -> None:
+    """With the header of one block the demuxer leaves out all that follow in its cluster."""
+    if not (noisy / "vp9.webm").exists():
+        pytest.skip("this PyAV cannot write it")
+    bad = media.damaged_video(noisy / "vp9.webm", tmp_path / "a.webm", first=80, last=85, share=1.0, fill=255)
+    assert "the file cannot be read in " in str(frames_of(decode(pools[order], bad)).damage)
+
+
 def test_times_hold_where_a_few_are_missing(
     pools: dict[str, DecodePool], lossy: Path, tmp_path: Path
 ) -> None:
@@ -227,3 +239,20 @@ def test_times_hold_where_a_few_are_missing(
             frames = frames_of(decode(pools["default"], bad))
             assert frames.damage is not None
             assert frames.duration_seconds == pytest.approx(TOTAL / 25, abs=0.1)
+
+
+def test_decord_is_not_asked_where_it_is_wrong_without_a_word(
+    pools: dict[str, DecodePool], noisy: Path, tmp_path: Path
+) -> None:
+    """It shows pictures that are not built up yet, and the last good one in place of a broken one of VP9."""
+    options = {"x264-params": "intra-refresh=1:keyint=30:scenecut=0"}
+    path = write_numbered(tmp_path / "a.mp4", "libx264", num_frames=200, gop=30, b_frames=0, **options)
+    frames = frames_of(decode(pools["decord first"], path))
+    assert [number_of(picture) / 25 for picture in frames.data] == pytest.approx(frames.pts_seconds)
+    assert frames.damage is None
+    if media.has_encoder("libvpx-vp9"):
+        whole = busy_video(tmp_path / "whole.mp4", "libvpx-vp9")
+        bad = media.damaged_video(whole, tmp_path / "b.mp4", first=50, last=110, share=0.95)
+        notes = [frames_of(decode(pool, bad)).damage for pool in pools.values()]
+        assert notes[0] is not None
+        assert notes[1] == notes[0]
