@@ -81,7 +81,7 @@ def check_files(folder: Path) -> None:
 def refuse_adapter(path: Path) -> NoReturn:
     """With peft the library puts it on, and tells of no other tensor what became of it; without, it does not.
 
-    path: its configuration, beside a model's.
+    path: its configuration, beside a model's. Raises CheckpointError.
     """
     raise CheckpointError(
         f"{str(path)!r} belongs to an adapter, which would change the answers where peft is installed and be "
