@@ -253,6 +253,7 @@ def test_decord_is_not_asked_where_it_is_wrong_without_a_word(
     if media.has_encoder("libvpx-vp9"):
         whole = busy_video(tmp_path / "whole.mp4", "libvpx-vp9")
         bad = media.damaged_video(whole, tmp_path / "b.mp4", first=50, last=110, share=0.95)
-        notes = [frames_of(decode(pool, bad)).damage for pool in pools.values()]
-        assert notes[0] is not None
-        assert notes[1] == notes[0]
+        notes = [str(frames_of(decode(pool, bad)).damage) for pool in pools.values()]
+        # How many packets the log complains of varies with the decoder's threads.
+        lost = {note.partition(";")[0] for note in notes}
+        assert lost == {"6 of 200 packets could not be decoded"}
