@@ -294,8 +294,11 @@ def _claimed_size(path: str) -> tuple[int, int]:
         return context.width, context.height
 
 
-def packets_of(container: Any, stream: Any, limits: Limits) -> Iterator[Any]:
-    """Packets up to the end of the file or of what is left of it. Raises VideoError for too many."""
+def packets_of(container: Any, stream: Any, limits: Limits, damage: Damage | None = None) -> Iterator[Any]:
+    """Packets up to the end of the file or of what is left of it, which ``damage`` then tells.
+
+    Raises VideoError for too many.
+    """
     packets = container.demux(stream)
     number = 0
     while True:
@@ -308,6 +311,8 @@ def packets_of(container: Any, stream: Any, limits: Limits) -> Iterator[Any]:
         except av.error.FFmpegError as error:
             if error.errno == errno.EIO:
                 raise VideoError(Stage.READING, Reason.READ_ERROR, f"reading the file: {error}") from None
+            if damage is not None:
+                damage.lost_places += 1
             return
         number += 1
         limits.check_count(number - 1)  # the last one is empty: it flushes the decoder
@@ -346,15 +351,14 @@ def decoded(
     """
     damage.restart()
     log = DecoderLog(stream.codec_context)
-    has_hole = hole_finder(stream)
-    is_settled = has_begun = False
+    has_hole = hole_finder(stream, damage.incomplete)
+    is_settled = False
     place = 0  # of the next picture
     for number, packet in enumerate(packets_of(container, stream, limits)):
         damage.seen += packet.size > 0
         if mend is not None and packet.size:
             mend(packet)
-        has_begun = has_begun or packet.is_keyframe
-        if has_begun and has_hole(packet):
+        if has_hole(packet):
             damage.add_hole(packet, number)
         try:
             frames = packet.decode()

@@ -5,7 +5,8 @@ A packet counts once, however often it is read: windows decode on from the same 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,8 @@ TOLERATED_DAMAGE = 0.05
 # Where few packets of a file are looked at: as many of the sampled pictures may be touched, or one.
 _TOLERATED_PICTURES = 0.1
 _HOLE = bytes(64)
+# By so many packets may libav's parsers set the mark of what is incomplete too early.
+_JOIN_PACKETS = 2
 _READ_OVER_HOLES = frozenset({"hevc", "vvc", "vp8", "vp9"})  # arithmetic coding without a check
 
 
@@ -27,21 +30,25 @@ class Damage:
     """What went wrong in all reads of one file so far.
 
     packets: all of the file where it was walked through, else 0. seen: packets given to a decoder, some more
-    than once. incomplete: packets that their container says it does not hold whole. lost_places: where the
-    container cannot be read. ``failed``: packets that raised an error. ``flagged``: pictures that libav says
-    it made up in parts. ``complained``: packets about which a decoder complained that flags nothing.
+    than once. lost_places: where the container cannot be read. ``incomplete``: packets that their container
+    says it does not hold whole. ``failed``: packets that raised an error. ``flagged``: pictures that libav
+    says it made up in parts. ``complained``: packets about which a decoder complained that flags nothing.
     ``touched`` of ``sampled`` pictures were flagged, are missing, or build upon what is damaged.
     """
 
     packets: int = 0
     seen: int = 0
-    incomplete: int = 0
     lost_places: int = 0
     sampled: int = 0
     touched: int = 0
+    incomplete: set[Any] = field(default_factory=set)
     failed: set[Any] = field(default_factory=set)
     flagged: set[Any] = field(default_factory=set)
     complained: set[Any] = field(default_factory=set)
+    _doubtful: deque[Any] = field(default_factory=deque)  # the last packets walked over; None: surely whole
+    _has_begun: bool = False
+    _last_dts: Any = None
+    _step: int = 0  # between the decode times of the last two packets
     _since_key: list[int] = field(
         default_factory=list
     )  # decode times of bad packets that pictures build upon
@@ -59,6 +66,27 @@ class Damage:
     @property
     def is_any(self) -> bool:
         return bool(self.failed or self.flagged or self.complained)
+
+    def walk_over(self, packet: Any) -> None:
+        """Heed what the container says of a packet; of all, in the order in which they are stored.
+
+        Where segments were put together MPEG-TS seems to have lost something; but a keyframe follows there,
+        and follows in time.
+        """
+        step = 0 if None in (packet.dts, self._last_dts) else packet.dts - self._last_dts
+        if packet.is_keyframe:
+            self._has_begun = True
+            if packet.dts is not None and step <= 2 * self._step:
+                self._doubtful.clear()
+        self._last_dts, self._step = packet.dts, step
+        self._doubtful.append(_name(packet, 0) if packet.is_corrupt and self._has_begun else None)
+        if len(self._doubtful) > _JOIN_PACKETS:
+            self.incomplete |= {self._doubtful.popleft()} - {None}
+
+    def end_walk(self, num_lost: int) -> None:
+        """All packets were walked over; in so many places something else stood."""
+        self.incomplete |= set(self._doubtful) - {None}
+        self.lost_places += num_lost
 
     def restart(self) -> None:
         """Decoding goes on elsewhere: nothing that comes builds upon what was read before."""
@@ -94,15 +122,15 @@ class Damage:
         return bool(frame.is_corrupt or any(at is None or bad <= at for bad in self._since_key))
 
 
-def hole_finder(stream: Any) -> Callable[[Any], bool]:
-    """Whether a part of a packet is missing: where the demuxer says so, as of MPEG-TS that lost packets, or
-    in zeros, as a disk or a download leaves what was never written.
+def hole_finder(stream: Any, incomplete: Set[Any] = frozenset()) -> Callable[[Any], bool]:
+    """Whether a part of a packet is missing: in zeros, as a disk or a download leaves what was never written,
+    or of one of those that are known to be ``incomplete``.
 
     Looked for where decoders read over holes as over anything, and say nothing.
     """
     if stream.codec_context.name not in _READ_OVER_HOLES:
         return lambda packet: False
-    return lambda packet: bool(packet.is_corrupt) or _HOLE in bytes(packet)
+    return lambda packet: _name(packet, 0) in incomplete or _HOLE in bytes(packet)
 
 
 def _name(packet: Any, place: int) -> Any:
@@ -152,8 +180,8 @@ def _counts(damage: Damage, is_cut: bool) -> list[str]:
         (damage.touched, f"of {damage.sampled} sampled pictures may show the damage"),
     )
     notes = [f"{number} {what}" for number, what in counts if number]
-    if damage.incomplete > max(damage.bad, is_cut):  # more than were decoded, and than the last of a cut file
-        notes.append(f"{damage.incomplete} {of} packets came incomplete")
+    if len(damage.incomplete) > max(damage.bad, is_cut):  # the last of a cut file is none
+        notes.append(f"{len(damage.incomplete)} {of} packets came incomplete")
     if damage.lost_places:
         places = f"{damage.lost_places} place{'s' if damage.lost_places > 1 else ''}"
         notes.append(f"the file cannot be read in {places}: what was there is missing")

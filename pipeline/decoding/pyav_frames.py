@@ -311,14 +311,14 @@ def read_timeline(
     is_misordered: the times at which pictures are said to be shown have proved to be wrong.
     """
     damage = Damage() if damage is None else damage
-    last_byte, has_begun = 0, False
+    last_byte = 0
 
     def packets(container: Any, stream: Any) -> Iterator[Packet]:
-        nonlocal last_byte, has_begun
-        for packet in packets_of(container, stream, limits):
+        nonlocal last_byte
+        for packet in packets_of(container, stream, limits, damage):
             if packet.size and not packet.is_discard:
-                last_byte, has_begun = max(last_byte, packet.pos or 0), has_begun or packet.is_keyframe
-                damage.incomplete += packet.is_corrupt and has_begun
+                last_byte = max(last_byte, packet.pos or 0)
+                damage.walk_over(packet)
                 yield Packet(packet.pts, packet.dts, packet.duration or 0, packet.is_keyframe, packet.pos)
 
     with opened(path, limits) as (container, stream), ContainerLog(container) as log:
@@ -331,7 +331,7 @@ def read_timeline(
             told=Told.DECODED_UNORDERED if is_misordered else told_by(container, stream),
         )
         deque(walk, maxlen=0)  # to hear all of it, also where one packet without a time was enough
-        damage.lost_places = log.num_lost
+        damage.end_walk(log.num_lost)
         names = frozenset(container.format.name.split(","))
     return timeline and replace(timeline, note=extent.note or note_of_rest(path, names, last_byte + 1))
 

@@ -257,3 +257,33 @@ def test_decord_is_not_asked_where_it_is_wrong_without_a_word(
         # How many packets the log complains of varies with the decoder's threads.
         lost = {note.partition(";")[0] for note in notes}
         assert lost == {"6 of 200 packets could not be decoded"}
+
+
+def test_sound_segments_put_together_are_no_damage(pools: dict[str, DecodePool], tmp_path: Path) -> None:
+    """MPEG-TS numbers its packets; in segments written each by itself the numbers start anew."""
+    codec = "libx265" if media.has_encoder("libx265") else "libx264"
+    busy_video(tmp_path / "whole.mp4", codec, 100, **CLOSED[codec])
+    with av.open(str(tmp_path / "whole.mp4")) as whole, ExitStack() as closing:
+        parts: list[av.container.OutputContainer] = []
+        for packet in whole.demux(video=0):
+            if packet.size and packet.is_keyframe:
+                path = tmp_path / f"{len(parts)}.ts"
+                options = {"muxdelay": "0", "mpegts_copyts": "1"}
+                part = av.open(str(path), "w", options=options)
+                parts.append(closing.enter_context(part))
+                part.add_stream_from_template(whole.streams.video[0])
+            if packet.size:
+                packet.stream = parts[-1].streams.video[0]
+                parts[-1].mux(packet)
+    joined = b"".join((tmp_path / f"{number}.ts").read_bytes() for number in range(len(parts)))
+    (tmp_path / "joined.ts").write_bytes(joined)
+    frames = frames_of(decode(pools["default"], tmp_path / "joined.ts"))
+    assert len(parts) == 4
+    assert frames.source_num_frames == 100
+    assert frames.damage is None
+
+
+CLOSED = {
+    "libx265": {"x265-params": "log-level=none:open-gop=0:scenecut=0:bframes=0"},
+    "libx264": {"x264-params": "scenecut=0:bframes=0"},
+}
