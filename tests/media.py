@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -18,13 +19,13 @@ __all__ = [
     "damaged_video",
     "empty_file",
     "has_encoder",
+    "one_stream",
     "pictures",
     "red_of",
     "rotated_video",
     "text_file",
     "truncated_video",
     "unknown_codec_video",
-    "usual_priority",
     "with_matrix",
     "write_video",
 ]
@@ -57,13 +58,24 @@ def pictures(num_frames: int, height: int, width: int) -> list[NDArray[np.uint8]
 
 
 @contextmanager
-def usual_priority() -> Iterator[None]:
-    """Around encoding: libsvtav1 makes root's threads real-time ones, the caller's too.
+def one_stream(
+    path: Path,
+    codec: str,
+    *,
+    rate: int,
+    options: dict[str, str],
+    container_options: dict[str, str] | None = None,
+) -> Iterator[tuple[Any, Callable[[av.VideoFrame], None]]]:
+    """A new file with one video stream: the stream, to be set up, and what encodes a frame into it.
 
-    All that a process starts later would be so as well, and leave nothing to others on the machine.
+    libsvtav1 makes root's threads real-time ones, the caller's too: all that a process starts later would be
+    so as well, and leave nothing to others on the machine. So the usual priority is put back.
     """
     try:
-        yield
+        with av.open(str(path), "w", options=container_options or {}) as container:
+            stream = container.add_stream(codec, rate=rate, options=options)
+            yield stream, lambda frame: container.mux(stream.encode(frame))
+            container.mux(stream.encode())
     finally:
         os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
@@ -83,8 +95,11 @@ def write_video(
 ) -> Path:
     """Write a video; ``pts`` (milliseconds, one per frame) makes the frame rate variable."""
     frames = pictures(num_frames, height, width)
-    with usual_priority(), av.open(str(path), "w", options=container_options or {}) as container:
-        stream = container.add_stream(codec, rate=fps, options=_options(codec, open_gops))
+    options = _options(codec, open_gops)
+    with one_stream(path, codec, rate=fps, options=options, container_options=container_options) as (
+        stream,
+        encode,
+    ):
         stream.height, stream.width, stream.pix_fmt, stream.gop_size = height, width, "yuv420p", gop
         if pts is not None:
             stream.codec_context.time_base = Fraction(1, 1000)
@@ -92,8 +107,7 @@ def write_video(
             frame = av.VideoFrame.from_ndarray(picture, "rgb24")
             if pts is not None:
                 frame.pts, frame.time_base = pts[index], Fraction(1, 1000)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
+            encode(frame)
     return path
 
 

@@ -13,6 +13,8 @@ import numpy as np
 from av.bitstream import BitStreamFilterContext
 from numpy.typing import NDArray
 
+from tests import media
+
 __all__ = [
     "PQ_WHITE",
     "QUARTERS",
@@ -64,8 +66,7 @@ def encode(
     options: dict[str, str] | None = None,
 ) -> Path:
     """Write one picture, uint8 or uint16 (H, W, 3), repeated at 8 fps, tagged with these code points."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=8, options=options or {"crf": "8"})
+    with media.one_stream(path, codec, rate=8, options=options or {"crf": "8"}) as (stream, write):
         stream.height, stream.width, stream.pix_fmt, stream.gop_size = *picture.shape[:2], form, gop
         context = stream.codec_context
         if pixel_ratio is not None:
@@ -75,8 +76,7 @@ def encode(
         frame = _as_video(picture, form, matrix, is_full=is_full)
         for number in range(num_frames):
             frame.pts, frame.time_base = number, Fraction(1, 8)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
+            write(frame)
     return path
 
 

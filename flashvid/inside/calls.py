@@ -30,9 +30,8 @@ __all__ = [
 
 _CACHE_NAMES = ("cache", "past_key_values")  # from transformers 5.24 on, before
 
-# What a decoder layer is given: the hidden states come first, the others by name.
+# What a decoder layer and its attention are given: the hidden states come first, the others by name.
 _LAYER_NEEDS = ("hidden_states", "attention_mask", "position_ids", "position_embeddings")
-_LAYER_KNOWS = ("use_cache",)
 _TENSORS = frozenset((*_LAYER_NEEDS, *_CACHE_NAMES))
 
 
@@ -54,9 +53,14 @@ def cache_name(module: nn.Module) -> str:
     return found[0]
 
 
-def check_layer(layer: nn.Module) -> None:
-    """Raises UnknownCallError for a decoder layer that takes other arguments than pruning can follow."""
-    check_module(layer, (*_LAYER_NEEDS, cache_name(layer)), _LAYER_KNOWS)
+def check_layer(
+    layer: nn.Module, known: Collection[str] = ("use_cache",), parts: Collection[str] | None = None
+) -> None:
+    """Raises UnknownCallError for a decoder layer that takes other arguments than pruning can follow.
+
+    Or its attention, which takes the same but for ``known``; ``parts`` as in ``check_module``.
+    """
+    check_module(layer, (*_LAYER_NEEDS, cache_name(layer)), known, parts)
     if (first := forward_parameters(layer)[0]) != "hidden_states":
         _refuse(type(layer), f"takes {first} first and not hidden_states")
 

@@ -295,8 +295,7 @@ def _check_modules(model: Any) -> None:
     """Before anything is hooked or recomputed. Raises UnknownCallError."""
     for layer in model.language_model.layers:
         check_layer(layer)
-        needed = ("hidden_states", "attention_mask", "position_ids", "position_embeddings")
-        check_module(layer.self_attn, (*needed, cache_name(layer.self_attn)), parts=_ATTENTION_PARTS)
+        check_layer(layer.self_attn, known=(), parts=_ATTENTION_PARTS)
     tower = ("hidden_states", "cu_seqlens", "position_embeddings")
     check_module(model.visual.blocks[-1].attn, tower, ("max_seqlen",), parts=_TOWER_ATTENTION_PARTS)
 

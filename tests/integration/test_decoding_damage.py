@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal
@@ -40,8 +40,12 @@ def pools() -> Iterator[dict[str, DecodePool]]:
 @pytest.fixture(scope="module")
 def noisy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Files of 200 busy pictures, so that noise in a packet is noise in a picture."""
-    folder = tmp_path_factory.mktemp("noisy")
-    for name, codec in CODECS.items():
+    return busy_videos(tmp_path_factory.mktemp("noisy"), CODECS)
+
+
+def busy_videos(folder: Path, codecs: Mapping[str, str]) -> Path:
+    """A video under each name, by each codec that PyAV can write."""
+    for name, codec in codecs.items():
         if media.has_encoder(codec):
             busy_video(folder / name, codec)
     return folder
@@ -70,15 +74,13 @@ OPTIONS = {
 def busy_video(path: Path, codec: str, num_frames: int = TOTAL, **options: str) -> Path:
     random = np.random.default_rng(0)
     noise = random.integers(0, 128, (96, 128, 3), dtype=np.uint8)
-    with media.usual_priority(), av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=25, options=OPTIONS.get(codec, {}) | options)
+    with media.one_stream(path, codec, rate=25, options=OPTIONS.get(codec, {}) | options) as (stream, encode):
         stream.height, stream.width, stream.gop_size = 96, 128, 25
         stream.pix_fmt = FORMATS.get(codec, "yuv420p")
         for index in range(num_frames):
             moved = np.roll(noise, (2 * index, index), axis=(0, 1))
             moved += random.integers(0, 64, (96, 128, 1), dtype=np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(moved, "rgb24")))
-        container.mux(stream.encode())
+            encode(av.VideoFrame.from_ndarray(moved, "rgb24"))
     return path
 
 
@@ -186,11 +188,7 @@ LOSSY = {"h264.ts": "libx264", "hevc.ts": "libx265", "vp8.mkv": "libvpx", "mpeg4
 @pytest.fixture(scope="module")
 def lossy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same pictures in containers of which parts can be lost."""
-    folder = tmp_path_factory.mktemp("lossy")
-    for name, codec in LOSSY.items():
-        if media.has_encoder(codec):
-            busy_video(folder / name, codec)
-    return folder
+    return busy_videos(tmp_path_factory.mktemp("lossy"), LOSSY)
 
 
 def without(path: Path, to: Path, begin: float, end: float, *, unit: int = 1) -> Path:

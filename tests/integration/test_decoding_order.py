@@ -55,13 +55,11 @@ def number_of(picture: NDArray[np.uint8]) -> int:
 def write_numbered(
     path: Path, codec: str, *, num_frames: int = 100, gop: int = 25, b_frames: int = 2, **options: str
 ) -> Path:
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=FPS, options=options)
+    with media.one_stream(path, codec, rate=FPS, options=options) as (stream, encode):
         stream.height, stream.width, stream.pix_fmt, stream.gop_size = 112, 112, "yuv420p", gop
         stream.codec_context.max_b_frames = b_frames
         for index in range(num_frames):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(numbered(index), "rgb24")))
-        container.mux(stream.encode())
+            encode(av.VideoFrame.from_ndarray(numbered(index), "rgb24"))
     return path
 
 

@@ -116,37 +116,48 @@ def make_worker(run: Coordination, pool: Pool, indexer: Indexer) -> Worker:
     return Worker("w", RUN, run, indexer, pool, lease_videos=4, decode_ahead=2)
 
 
-class Heard:
-    """The real coordination, and a way to wait for what the worker's heartbeats make of it."""
+class Counting:
+    """The real coordination, with a count of what it is asked."""
 
-    def __init__(self, run: Coordination, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(outbox, "PUSH_SECONDS", 0.05)
+    def __init__(self, run: Coordination) -> None:
         self._run = run
-        self._told = threading.Event()
-        self.heard = threading.Event()
-        self.said: list[WorkerSeconds] = []
+        self.messages: list[Message] = []
 
-    def register(self, worker_id: str) -> None:
-        self._run.register(worker_id)
+    def register(self, worker_id: str) -> None: ...
 
-    def ready(self, worker_id: str) -> None:
-        self._run.ready(worker_id)
+    def ready(self, worker_id: str) -> None: ...
 
     def exchange(self, worker_id: str, message: Message) -> Reply:
-        if self._told.is_set():
-            self.heard.set()  # the answer before this message has been looked at
-        self.said.append(message.seconds)
-        reply = self._run.exchange(worker_id, message)
-        if not reply.go_on:
-            self._told.set()
-        return reply
+        self.messages.append(message)
+        return self._run.exchange(worker_id, message)
 
     def leave(self, worker_id: str) -> None:
         self._run.leave(worker_id)
 
+
+class Heard(Counting):
+    """And a way to wait for what the worker's heartbeats make of what they are told."""
+
+    def __init__(self, run: Coordination, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__(run)
+        monkeypatch.setattr(outbox, "PUSH_SECONDS", 0.05)
+        self._told, self._heard = threading.Event(), threading.Event()
+
+    def exchange(self, worker_id: str, message: Message) -> Reply:
+        if self._told.is_set():
+            self._heard.set()  # the answer before this message has been looked at
+        reply = super().exchange(worker_id, message)
+        if not reply.go_on:
+            self._told.set()
+        return reply
+
+    @property
+    def said(self) -> list[WorkerSeconds]:
+        return [message.seconds for message in self.messages]
+
     def wait_until_heard(self) -> None:
         """Until the worker knows that it was told to stop."""
-        assert self.heard.wait(60)
+        assert self._heard.wait(60)
 
     def worker(self, indexer: Indexer, pool: Pool) -> Worker:
         return Worker("w", RUN, self, indexer, pool, lease_videos=4, decode_ahead=2)
@@ -432,25 +443,6 @@ def test_sizes_decide_the_order(tmp_path: Path) -> None:
     make_worker(run, Pool(), indexer).work()
     assert [video_id for video_id, _ in indexer.seen] == ["video-1", "video-2", "video-0"]
     run.finish()
-
-
-class Counting:
-    """The real coordination, with a count of what it is asked."""
-
-    def __init__(self, run: Coordination) -> None:
-        self._run = run
-        self.messages: list[Message] = []
-
-    def register(self, worker_id: str) -> None: ...
-
-    def ready(self, worker_id: str) -> None: ...
-
-    def exchange(self, worker_id: str, message: Message) -> Reply:
-        self.messages.append(message)
-        return self._run.exchange(worker_id, message)
-
-    def leave(self, worker_id: str) -> None:
-        self._run.leave(worker_id)
 
 
 def test_one_message_for_each_video(tmp_path: Path) -> None:
